@@ -1,0 +1,1 @@
+"""What every command and model of KTT stands on."""

@@ -1,0 +1,66 @@
+"""Where things lie: the one place that knows the project's folders."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from utils.errors import UserError
+
+PROJECT_ROOT = Path(__file__).resolve().parent.parent
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+
+
+def checked_name(kind: str, name: str) -> str:
+    """Return `name` if it can safely be a folder's name, else raise `UserError`."""
+    if not _NAME.fullmatch(name):
+        raise UserError(
+            f"{kind} name {name!r} cannot be used: take letters, digits, '.', '_' and '-', "
+            "beginning with a letter or digit."
+        )
+    return name
+
+
+class Layout:
+    """The folders of one project.
+
+    Parameters
+    ----------
+    root
+        The project's root; without it the environment's ``KTT_ROOT``, else the folder of this
+        toolkit, whatever the current folder is.
+    """
+
+    def __init__(self, root: Path | str | None = None) -> None:
+        self.root = Path(root or os.environ.get("KTT_ROOT") or PROJECT_ROOT).resolve()
+        self.datasets = self.root / "datasets"
+        self.weights = self.root / "weights"
+        self.outputs = self.root / "outputs"
+        self.build = self.root / "build"
+
+    @property
+    def hyperparameters(self) -> Path:
+        """The root's own hyperparameters.json, else the one shipped with the toolkit."""
+        own = self.root / "hyperparameters.json"
+        return own if own.exists() else PROJECT_ROOT / "hyperparameters.json"
+
+    def dataset(self, name: str) -> Path:
+        """Folder of an intermediate dataset."""
+        return self.datasets / checked_name("Dataset", name)
+
+    def weight_dir(self, model: str, dataset: str) -> Path:
+        """Folder of the checkpoints of one (model, dataset) pair."""
+        return self.weights / checked_name("Model", model) / checked_name("Dataset", dataset)
+
+    def output(self, model: str, dataset: str) -> Path:
+        """Folder of the ONNX export of one pair."""
+        return self.outputs / f"{checked_name('Model', model)}_{checked_name('Dataset', dataset)}"
+
+    def bundle(self, model: str, dataset: str) -> Path:
+        """Folder of the service bundle of one pair."""
+        return self.build / f"{checked_name('Model', model)}_{checked_name('Dataset', dataset)}"
+
+    def dataset_names(self) -> list[str]:
+        """Names of the datasets that are there."""
+        return sorted(path.parent.name for path in self.datasets.glob("[!.]*/hierarchy.json"))
