@@ -1,0 +1,123 @@
+"""bentoml 0.13.1 runs on this Python, and programs that do not use it do not pay for that."""
+
+import os
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "packages" / "bentoml-py311"
+
+pytest.importorskip("ktt_bentoml_compat", reason="pip install ./packages/bentoml-py311")
+
+
+def run(*argv: str, home: Path) -> subprocess.CompletedProcess[str]:
+    env = {**os.environ, "BENTOML_HOME": str(home), "BENTOML_DO_NOT_TRACK": "True"}
+    return subprocess.run(argv, capture_output=True, text=True, env=env, timeout=60)
+
+
+def python(code: str, home: Path) -> str:
+    done = run(sys.executable, "-c", code, home=home)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_bentoml_imports_in_a_fresh_interpreter(tmp_path: Path) -> None:
+    assert python("import bentoml; print(bentoml.__version__)", tmp_path) == "0.13.1"
+
+
+def test_the_plain_command_works(tmp_path: Path) -> None:
+    command = Path(sys.executable).with_name("bentoml")
+    done = run(str(command), "--version", home=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "0.13.1" in done.stdout
+
+
+def test_headers_of_requests_stay_apart(tmp_path: Path) -> None:
+    """The hash is the object's: equal headers may differ in it, nothing is shared by it."""
+    code = (
+        "from bentoml.types import HTTPHeaders, HTTPRequest\n"
+        "a, b = HTTPHeaders.from_dict({'A': '1'}), HTTPHeaders.from_dict({'a': '1'})\n"
+        "print(a == b, len({a, b}), HTTPRequest(headers=(('A', '2'),)).headers['a'])"
+    )
+    assert python(code, tmp_path) == "True 2 2"
+
+
+def test_the_real_cloudpickle_stands_in_and_pickles_a_lambda(tmp_path: Path) -> None:
+    code = (
+        "import cloudpickle, pickle, bentoml.utils\n"
+        "from bentoml.utils import cloudpickle as theirs\n"
+        "three = pickle.loads(theirs.dumps(lambda: 3))()\n"
+        "print(theirs is cloudpickle, bentoml.utils.cloudpickle is cloudpickle, three)"
+    )
+    assert python(code, tmp_path) == "True True 3"
+
+
+def test_messages_survive_a_round_trip_with_the_fast_protobuf(tmp_path: Path) -> None:
+    code = (
+        "from google.protobuf.internal import api_implementation\n"
+        "from bentoml.yatai.proto import deployment_pb2, repository_pb2, status_pb2\n"
+        "import bentoml.yatai.proto.yatai_service_pb2\n"
+        "bento = repository_pb2.BentoServiceMetadata(name='n', version='1')\n"
+        "bento.apis.add(name='predict', batch=True)\n"
+        "again = repository_pb2.BentoServiceMetadata.FromString(bento.SerializeToString())\n"
+        "print(again == bento, again.apis[0].name, status_pb2.Status.INTERNAL,\n"
+        "      deployment_pb2.DeploymentSpec.DeploymentOperator.Name(1),\n"
+        "      api_implementation.Type() == 'python')"
+    )
+    out = python(code, tmp_path).split()
+    assert out[:3] == ["True", "predict", "13"]
+    assert out[-1] == "False"
+
+
+def test_start_up_of_other_programs_does_not_pay(tmp_path: Path) -> None:
+    """One module, imported in under 5 ms, that brings no other along."""
+    costs = []
+    for _ in range(3):
+        done = run(sys.executable, "-X", "importtime", "-c", "pass", home=tmp_path)
+        match = re.search(r"\| +(\d+) \| +ktt_bentoml_compat$", done.stderr, re.MULTILINE)
+        assert match, "the .pth file is not in site-packages"
+        costs.append(int(match[1]))
+    assert min(costs) < 5000  # microseconds, with everything that it imports
+    code = "import sys; print(*sorted(n for n in sys.modules if 'ktt_bentoml' in n))"
+    assert python(code, tmp_path) == "ktt_bentoml_compat"
+
+
+def test_nothing_heavy_is_imported_at_start_up(tmp_path: Path) -> None:
+    code = (
+        "import sys\n"
+        "print(*({'bentoml', 'google.protobuf', 'cloudpickle', 'ast', 'importlib.util'}\n"
+        "        & set(sys.modules)))"
+    )
+    loaded = set(python(code, tmp_path).split())
+    done = run(sys.executable, "-S", "-c", code, home=tmp_path)
+    # what plain start-up or another package's .pth file brings is not ours
+    assert loaded - set(done.stdout.split()) <= {"importlib.util"}
+
+
+def test_another_bentoml_module_is_left_to_the_usual_finders() -> None:
+    import ktt_bentoml_compat
+
+    for name in ("json", "bentoml", "bentoml.service", "bentomlx.types"):
+        assert ktt_bentoml_compat.BentoMLFinder.find_spec(name) is None
+    before = list(sys.meta_path)
+    ktt_bentoml_compat.install()
+    assert sys.meta_path == before
+
+
+@pytest.mark.slow
+@pytest.mark.network
+def test_the_wheel_carries_the_pth_file_at_its_top(tmp_path: Path) -> None:
+    done = run(
+        *(sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", str(tmp_path)),
+        str(PACKAGE),
+        home=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    names = zipfile.ZipFile(wheel).namelist()
+    assert "ktt-bentoml-compat.pth" in names
+    assert "ktt_bentoml_compat/repairs.py" in names

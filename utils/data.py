@@ -1,0 +1,157 @@
+"""Intermediate datasets: three Parquet files and a tree."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from utils import dvc
+from utils.errors import UserError, unknown
+from utils.files import atomic_dir, write_json
+from utils.hierarchy import Hierarchy, Ints
+from utils.paths import Layout
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """Texts with their codes.
+
+    Parameters
+    ----------
+    texts
+        One string per row.
+    codes
+        Shape (rows, depth), -1 beyond the row's end.
+    """
+
+    texts: list[str]
+    codes: Ints
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def take(self, rows: Any) -> Split:
+        """The rows of an index array or slice."""
+        picked = np.arange(len(self))[rows]
+        return Split(texts=[self.texts[row] for row in picked], codes=self.codes[picked])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dataset:
+    """An intermediate dataset in memory; `fingerprint` tells whether two are the same."""
+
+    name: str
+    hierarchy: Hierarchy
+    train: Split
+    val: Split
+    test: Split
+    fingerprint: str
+
+
+def write_dataset(
+    layout: Layout,
+    name: str,
+    hierarchy: Hierarchy,
+    splits: dict[str, pa.Table],
+    report: dict[str, Any],
+) -> Path:
+    """Write a dataset's folder, whole.
+
+    Parameters
+    ----------
+    splits
+        For each of train, val and test a table with `name` (string) and `codes` (list<int32>).
+    report
+        What was read, dropped and kept; becomes report.json.
+    """
+    import pyarrow.parquet as pq
+
+    folder = layout.dataset(name)
+    with atomic_dir(folder) as temporary:
+        for split in SPLITS:
+            pq.write_table(splits[split], temporary / f"{split}.parquet", compression="zstd")
+        hierarchy.save(temporary / "hierarchy.json")
+        write_json(temporary / "report.json", report)
+    return folder
+
+
+def load_dataset(layout: Layout, name: str) -> Dataset:
+    """Read a dataset; what is missing is fetched where a ``.dvc`` file stands beside it.
+
+    Raises
+    ------
+    UserError
+        There is no such dataset, or a file of it is damaged.
+    """
+    folder = layout.dataset(name)
+    files = [folder / "hierarchy.json", *(folder / f"{split}.parquet" for split in SPLITS)]
+    if not folder.is_dir():
+        error = unknown("dataset", name, layout.dataset_names())
+        raise UserError(f"{error.message} Make it with: python adapt.py flat FILE {name} …")
+    for file in files:
+        dvc.ensure(layout.root, file)
+        if not file.exists():
+            raise UserError(f"Dataset {name!r} is incomplete: {file} is missing. Run adapt.py again.")
+    hierarchy = Hierarchy.load(files[0])
+    splits = {file.stem: _read_split(file, hierarchy) for file in files[1:]}
+    if not len(splits["train"]):
+        raise UserError(f"Dataset {name!r} has no training rows. Run adapt.py again.")
+    return Dataset(name=name, hierarchy=hierarchy, fingerprint=_fingerprint(files), **splits)
+
+
+def _fingerprint(files: list[Path]) -> str:
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def _read_split(path: Path, hierarchy: Hierarchy) -> Split:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.read_table(path, columns=["name", "codes"])
+        names = table["name"].cast(pa.string())
+        codes = table["codes"].cast(pa.list_(pa.int32())).combine_chunks()
+    except (pa.ArrowException, OSError, KeyError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path} is no split of a dataset: {reason} Run adapt.py again.") from error
+    matrix = code_matrix(codes, hierarchy.depth)
+    if names.null_count or len(matrix) != len(names):
+        raise UserError(f"{path} has rows without a text or codes. Run adapt.py again.")
+    if (row := hierarchy.check_codes(matrix)) is not None:
+        raise UserError(
+            f"{path}: row {row} has codes {matrix[row].tolist()}, which are no path of the "
+            "hierarchy. Run adapt.py again."
+        )
+    return Split(texts=names.to_pylist(), codes=matrix)
+
+
+def code_matrix(codes: Any, depth: int) -> Ints:
+    """Turn an Arrow list<int32> array into a matrix.
+
+    Returns
+    -------
+    Ints
+        Shape (rows, depth), -1 beyond a row's end.
+    """
+    if not len(codes):
+        return np.zeros((0, depth), dtype=np.int32)
+    if hasattr(codes, "combine_chunks"):
+        codes = codes.combine_chunks()
+    lengths = codes.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
+    if lengths.max() > depth:
+        raise UserError(f"A row has {lengths.max()} codes in a tree of {depth} levels.")
+    matrix = np.full((len(codes), depth), -1, dtype=np.int32)
+    matrix[np.arange(depth) < lengths[:, None]] = codes.flatten().to_numpy(zero_copy_only=False)
+    return matrix
