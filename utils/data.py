@@ -100,7 +100,9 @@ def load_dataset(layout: Layout, name: str) -> Dataset:
     for file in files:
         dvc.ensure(layout.root, file)
         if not file.exists():
-            raise UserError(f"Dataset {name!r} is incomplete: {file} is missing. Run adapt.py again.")
+            raise UserError(
+                f"Dataset {name!r} is incomplete: {file} is missing. Run adapt.py again."
+            )
     hierarchy = Hierarchy.load(files[0])
     splits = {file.stem: _read_split(file, hierarchy) for file in files[1:]}
     if not len(splits["train"]):

@@ -135,9 +135,7 @@ class Hierarchy:
                 break
             if (there & (above < 0)).any() or (level == 0 and not there.all()):
                 raise ValueError(f"A row has a gap in its path above level {level}.")
-            keys, found = np.unique(
-                above[there] * len(words) + ranks[there], return_inverse=True
-            )
+            keys, found = np.unique(above[there] * len(words) + ranks[there], return_inverse=True)
             codes[there, level] = found
             names.append([words[rank] for rank in keys % len(words)])
             parents.append((keys // len(words)).astype(np.int32))
@@ -408,7 +406,9 @@ def _ranked(column: Any) -> tuple[list[str], NDArray[np.int64]]:
     import pyarrow as pa  # the services that read a tree do not have it
     import pyarrow.compute as pc
 
-    array = column if isinstance(column, pa.Array | pa.ChunkedArray) else pa.array(column, pa.string())
+    array = (
+        column if isinstance(column, pa.Array | pa.ChunkedArray) else pa.array(column, pa.string())
+    )
     encoded = pc.dictionary_encode(array)
     encoded = encoded.combine_chunks() if isinstance(encoded, pa.ChunkedArray) else encoded
     words = encoded.dictionary.to_pylist()

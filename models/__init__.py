@@ -1,0 +1,35 @@
+"""The registry: one line per model, imported only when asked for.
+
+A model's folder, its module and its block in hyperparameters.json have the registry's name.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from utils.errors import unknown
+
+if TYPE_CHECKING:
+    from models.model import Model
+
+MODELS: dict[str, str] = {
+    "db_bhcn": "models.db_bhcn.db_bhcn:DB_BHCN",
+    "tfidf_hsgd": "models.tfidf_hsgd.tfidf_hsgd:Tfidf_HSGD",
+    "tfidf_lsgd": "models.tfidf_lsgd.tfidf_lsgd:Tfidf_LSGD",
+}
+
+
+def model_class(name: str) -> type[Model]:
+    """The class of a registered model.
+
+    Raises
+    ------
+    UserError
+        There is no such model.
+    """
+    if name not in MODELS:
+        raise unknown("model", name, MODELS)
+    module, _, attribute = MODELS[name].partition(":")
+    found: type[Model] = getattr(import_module(module), attribute)
+    return found

@@ -1,0 +1,319 @@
+"""What a model is: the contract between the commands and every model."""
+
+from __future__ import annotations
+
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+import numpy as np
+
+from utils.calibration import fit_temperature, negative_log_likelihood
+from utils.checkpoints import Arrays, read_checkpoint, write_checkpoint
+from utils.config import ModelConfig, build_config, config_to_dict
+from utils.data import Split
+from utils.decode import Floats, Predictions, ScoreHistogram, decode, join, leaf_log_probs
+from utils.errors import UserError
+from utils.files import write_json
+from utils.hierarchy import Hierarchy
+from utils.metrics import evaluate
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+log = logging.getLogger(__name__)
+
+Progress = Callable[[int, int], None]
+"""Called with (rows done, rows in all)."""
+
+VALIDATION_CELLS = 250_000_000  # scores held while validating: 1 GB
+REFERENCE_CELLS = 20_000_000  # numbers in a reference set
+
+
+@dataclass(frozen=True, kw_only=True)
+class Epoch:
+    """What `Model.fit` yields after each epoch; the caller saves, prints and may stop.
+
+    Parameters
+    ----------
+    number, total
+        From 1; the last one has ``number == total``.
+    metrics
+        ``loss`` and validation figures by name.
+    is_best
+        Whether the model is better than after every epoch before.
+    seconds
+        Duration of the epoch with its validation.
+    """
+
+    number: int
+    total: int
+    metrics: dict[str, float]
+    is_best: bool
+    seconds: float
+
+
+class Model(ABC):
+    """A hierarchical text classifier.
+
+    Parameters
+    ----------
+    hierarchy
+        The (ragged) tree of its answers.
+    config
+        An instance of the class's `Config`.
+
+    Attributes
+    ----------
+    name
+        Registry name: that of the module.
+    tree
+        The full-depth tree that scores are over.
+    temperature
+        Calibration of the scores, fitted on the validation split.
+    info
+        JSON values that travel with the checkpoint: seed, epoch, metrics, dataset, …
+    """
+
+    name: ClassVar[str]
+    Config: ClassVar[type[ModelConfig]] = ModelConfig
+    default_temperature: ClassVar[float] = 1.0
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls.name = cls.__module__.rpartition(".")[2]
+
+    def __init__(self, hierarchy: Hierarchy, config: ModelConfig) -> None:
+        self.hierarchy = hierarchy
+        self.tree = hierarchy.full_depth()
+        self.config = config
+        self.temperature = self.default_temperature
+        self.info: dict[str, Any] = {}
+
+    # -- what a framework's base class gives ----------------------------------------------
+
+    @abstractmethod
+    def fit(
+        self,
+        train: Split,
+        val: Split,
+        *,
+        epochs: int | None,
+        seed: int,
+        progress: Progress | None = None,
+    ) -> Iterator[Epoch]:
+        """Train, epoch by epoch; on a resumed model go on where it stopped.
+
+        Parameters
+        ----------
+        train, val
+            Rows to learn from, and rows to choose and calibrate by (may be empty).
+        epochs
+            How many in all; None for the configuration's.
+        seed
+            Same seed, same result.
+        progress
+            Called after each batch.
+
+        Yields
+        ------
+        Epoch
+            The model is in a state worth saving whenever one is yielded.
+        """
+
+    @abstractmethod
+    def score_batches(self, texts: Sequence[str]) -> Iterator[tuple[Floats, Floats]]:
+        """Score texts in order, in batches of bounded memory: (scores, pooled features)."""
+
+    @abstractmethod
+    def state(self, *, resumable: bool) -> tuple[Arrays, dict[str, Any]]:
+        """Arrays and JSON values that rebuild the trained model, and the run if `resumable`."""
+
+    @abstractmethod
+    def set_state(self, arrays: Arrays, values: dict[str, Any]) -> None:
+        """Take what `state` gave."""
+
+    @abstractmethod
+    def write_scorer(self, folder: Path) -> dict[str, Any]:
+        """Write the files of a `Scorer` that needs no training framework.
+
+        Returns
+        -------
+        dict
+            Its entry in the manifest: ``kind`` and what that kind needs to be loaded.
+        """
+
+    def export_onnx(self, folder: Path, opset: int) -> None:
+        """Write ONNX graphs and what a consumer needs beside them.
+
+        Raises
+        ------
+        UserError
+            The model has no such form.
+        """
+        raise UserError(f"{self.name} has no ONNX export yet. Export a service: --bento.")
+
+    # -- what every model has -------------------------------------------------------------
+
+    def predict(self, texts: Sequence[str], progress: Progress | None = None) -> Predictions:
+        """Answer texts, in order."""
+        return self._answer(texts, None, progress)
+
+    def test(self, split: Split, progress: Progress | None = None) -> Predictions:
+        """Answer the rows of a split, counting scores against their truth."""
+        return self._answer(split.texts, split, progress)
+
+    def _answer(
+        self, texts: Sequence[str], split: Split | None, progress: Progress | None
+    ) -> Predictions:
+        truth = None if split is None else self.tree.last_codes(split.codes, self.hierarchy)
+        histogram = None if split is None else ScoreHistogram()
+        parts, done = [], 0
+        for scores, _ in self.score_batches(texts):
+            rows = slice(done, done + len(scores))
+            part = None if truth is None else truth[rows]
+            parts.append(
+                decode(scores, self.hierarchy, self.tree, self.temperature, part, histogram)
+            )
+            done += len(scores)
+            if progress:
+                progress(done, len(texts))
+        if not parts:
+            width = self.tree.level_sizes[-1]
+            nothing = np.zeros((0, width), dtype=np.float32)
+            parts.append(decode(nothing, self.hierarchy, self.tree, self.temperature))
+        return join(parts)
+
+    def validate(self, val: Split) -> dict[str, float]:
+        """Fit the temperature on `val` and compute its metrics, scoring each row once.
+
+        Returns
+        -------
+        dict
+            Those of `utils.metrics.evaluate`, and ``nll``, the calibrated mean -log P(true
+            path); empty without rows.
+        """
+        if not len(val):
+            self.temperature = self.default_temperature
+            return {}
+        limit = max(1, VALIDATION_CELLS // self.tree.class_count)
+        if len(val) > limit:
+            val = val.take(np.linspace(0, len(val) - 1, limit).astype(int))
+        scores = np.concatenate([scores for scores, _ in self.score_batches(val.texts)])
+        truth = self.tree.last_codes(val.codes, self.hierarchy)
+        self.temperature = fit_temperature(scores, truth, self.tree, self.default_temperature)
+        loss = negative_log_likelihood(scores, truth, self.tree, self.temperature)
+        found = decode(scores, self.hierarchy, self.tree, self.temperature)
+        return {"nll": loss, **evaluate(found, val.codes)}
+
+    def gen_reference_set(self, split: Split, progress: Progress | None = None) -> pa.Table:
+        """What the monitoring service compares live traffic with.
+
+        Returns
+        -------
+        pyarrow.Table
+            ``targets`` (label of the true terminal class), the pooled features ``0``, ``1``, …
+            and one column of calibrated probabilities per terminal class, named by its label.
+            Large tests are thinned evenly.
+        """
+        import pyarrow as pa
+
+        width = self.tree.level_sizes[-1]
+        limit = max(1_000, REFERENCE_CELLS // width)
+        if len(split) > limit:
+            split = split.take(np.linspace(0, len(split) - 1, limit).astype(int))
+        features, probs, done = [], [], 0
+        for scores, pooled in self.score_batches(split.texts):
+            features.append(pooled)
+            probs.append(np.exp(leaf_log_probs(scores, self.tree, self.temperature)))
+            done += len(scores)
+            if progress:
+                progress(done, len(split))
+        if not done:
+            raise UserError("A reference set needs rows: the dataset's test split is empty.")
+        labels = [self.hierarchy.label(node) for node in self.hierarchy.end_classes(split.codes)]
+        pooled = np.concatenate(features)
+        scored = np.concatenate(probs)
+        columns = {"targets": pa.array(labels)}
+        columns |= {str(i): pa.array(pooled[:, i]) for i in range(pooled.shape[1])}
+        for column, label in enumerate(self.score_columns()):
+            columns[label] = pa.array(scored[:, column])
+        return pa.table(columns)
+
+    def score_columns(self) -> list[str]:
+        """Labels of the terminal classes, in the order of the last level's classes."""
+        return [self.hierarchy.label(node) for node in self.tree.ending]
+
+    # -- files ----------------------------------------------------------------------------
+
+    def save(self, path: Path, *, resumable: bool = True) -> None:
+        """Write a checkpoint, whole."""
+        arrays, values = self.state(resumable=resumable)
+        meta = {
+            "model": self.name,
+            "config": config_to_dict(self.config),
+            "hierarchy": self.hierarchy.to_dict(),
+            "temperature": self.temperature,
+            "info": self.info,
+            "state": values,
+        }
+        write_checkpoint(path, arrays, meta)
+
+    @classmethod
+    def from_checkpoint(cls, path: Path) -> Self:
+        """Rebuild a model from a checkpoint.
+
+        Raises
+        ------
+        UserError
+            The file is damaged or is another model's.
+        """
+        arrays, meta = read_checkpoint(path)
+        if meta.get("model") != cls.name:
+            raise UserError(
+                f"{path} is a checkpoint of {meta.get('model')!r}, not of {cls.name!r}."
+            )
+        try:
+            config = build_config(cls.Config, meta["config"], f"{path}: config")
+            hierarchy = Hierarchy.from_dict(meta["hierarchy"], f"{path}: hierarchy")
+            model = cls(hierarchy, config)
+            model._take(arrays, meta)
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise UserError(f"{path} is damaged ({reason}). It was not loaded.") from error
+        return model
+
+    def load(self, path: Path) -> None:
+        """Take the weights of a checkpoint with the same model and tree."""
+        other = type(self).from_checkpoint(path)
+        if other.hierarchy.to_dict() != self.hierarchy.to_dict():
+            raise UserError(f"{path} was trained on another hierarchy.")
+        self.temperature, self.info = other.temperature, other.info
+        arrays, values = other.state(resumable=True)
+        self.set_state(arrays, values)
+
+    def _take(self, arrays: Arrays, meta: dict[str, Any]) -> None:
+        self.temperature = float(meta["temperature"])
+        self.info = dict(meta["info"])
+        self.set_state(arrays, meta["state"])
+
+    def export_classifier(self, folder: Path) -> None:
+        """Write a self-contained classifier for `utils.classifier`: no training framework."""
+        folder.mkdir(parents=True, exist_ok=True)
+        scorer = self.write_scorer(folder)
+        self.hierarchy.save(folder / "hierarchy.json")
+        write_json(
+            folder / "manifest.json",
+            {
+                "format": 1,
+                "model": self.name,
+                "dataset": self.info.get("dataset", ""),
+                "temperature": self.temperature,
+                "scorer": scorer,
+                "score_columns": self.score_columns(),
+                "info": self.info,
+            },
+        )

@@ -1,0 +1,170 @@
+"""Checkpoints: one file each, arrays and JSON, nothing that could execute.
+
+The file is in the safetensors format whatever its ``.pt`` ending: raw arrays, and a header that
+holds a JSON document. Reading one can therefore run no code.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from utils import dvc
+from utils.errors import UserError
+from utils.files import atomic_path
+from utils.paths import Layout
+
+Arrays = dict[str, NDArray[Any]]
+
+FORMAT = "ktt-checkpoint"
+VERSION = 1
+_STEM = re.compile(r"(best|last)_(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)")
+
+
+def write_checkpoint(path: Path, arrays: Mapping[str, NDArray[Any]], meta: dict[str, Any]) -> None:
+    """Write a checkpoint, whole.
+
+    Parameters
+    ----------
+    arrays
+        Weights and other arrays by name.
+    meta
+        JSON values: model, configuration, hierarchy, …
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import save_file
+
+    header = {"format": FORMAT, "version": str(VERSION), "meta": json.dumps(meta)}
+    solid = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    with atomic_path(path) as temporary:
+        try:
+            save_file(solid, temporary, metadata=header)
+        except SafetensorError as error:  # how it reports a full disk
+            raise OSError(str(error)) from error
+
+
+def read_checkpoint(path: Path) -> tuple[Arrays, dict[str, Any]]:
+    """Read a checkpoint's arrays and JSON values.
+
+    Raises
+    ------
+    UserError
+        The file is missing, damaged, or no checkpoint of this toolkit.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            header = file.metadata() or {}
+            meta = json.loads(header["meta"]) if header.get("format") == FORMAT else None
+            arrays = {name: file.get_tensor(name) for name in file.keys()} if meta else {}  # noqa: SIM118
+    except FileNotFoundError as error:
+        raise UserError(f"There is no checkpoint {path}.") from error
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path} is damaged or no KTT checkpoint ({error}). It was not loaded: train again, "
+            "or choose another with --time."
+        ) from error
+    if not isinstance(meta, dict):
+        raise UserError(f"{path} was not written by KTT. It was not loaded: train again.")
+    if int(header.get("version", 0)) > VERSION:
+        raise UserError(f"{path} was written by a newer KTT (format {header['version']}).")
+    return arrays, meta
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One training run's files: ``best_TIME.pt``, ``last_TIME.pt`` and what stands beside them."""
+
+    folder: Path
+    time: str
+
+    @property
+    def best(self) -> Path:
+        """The checkpoint with the best validation score."""
+        return self.folder / f"best_{self.time}.pt"
+
+    @property
+    def last(self) -> Path:
+        """The checkpoint of the last finished epoch."""
+        return self.folder / f"last_{self.time}.pt"
+
+    @property
+    def metrics(self) -> Path:
+        """Test metrics of the best checkpoint."""
+        return self.folder / f"metrics_{self.time}.json"
+
+    def reference(self, checkpoint: Path) -> Path:
+        """The reference set beside a checkpoint of this run."""
+        return self.folder / f"{checkpoint.stem}_reference.parquet"
+
+
+def runs(layout: Layout, model: str, dataset: str) -> list[Run]:
+    """All runs of a (model, dataset) pair, oldest first."""
+    folder = layout.weight_dir(model, dataset)
+    names = {file.name.removesuffix(".dvc") for file in folder.glob("*_*.pt*")}
+    matches = (_STEM.fullmatch(name.removesuffix(".pt")) for name in names)
+    times = sorted({match.group(2) for match in matches if match})
+    return [Run(folder=folder, time=time) for time in times]
+
+
+def new_run(layout: Layout, model: str, dataset: str) -> Run:
+    """A run that begins now, with a time that no other run of the pair has."""
+    taken = {run.time for run in runs(layout, model, dataset)}
+    moment = datetime.datetime.now().replace(microsecond=0)
+    while moment.isoformat() in taken:
+        moment += datetime.timedelta(seconds=1)
+    return Run(folder=layout.weight_dir(model, dataset), time=moment.isoformat())
+
+
+def find_checkpoint(
+    layout: Layout, model: str, dataset: str, kind: str = "best", time: str | None = None
+) -> Path:
+    """The newest checkpoint of a pair, or the one of a given time.
+
+    Parameters
+    ----------
+    kind
+        ``"best"`` or ``"last"``.
+    time
+        ``YYYY-MM-DDTHH:MM:SS`` or its beginning; None for the newest.
+
+    Raises
+    ------
+    UserError
+        There is none.
+    """
+    known = runs(layout, model, dataset)
+    if not known:
+        raise UserError(
+            f"There are no weights of {model} for {dataset!r} in "
+            f"{layout.weight_dir(model, dataset)}. Train them: "
+            f"python train.py -m {model} -d {dataset}"
+        )
+    for run in reversed(known):
+        if time is None or run.time.startswith(time):
+            path = run.best if kind == "best" else run.last
+            dvc.ensure(layout.root, path)
+            if path.exists():
+                return path
+    times = ", ".join(run.time for run in known)
+    raise UserError(
+        f"{model} has no {kind!r} checkpoint for {dataset!r}"
+        + (f" of {time}" if time else "")
+        + f". Its runs: {times}."
+    )
+
+
+def trained_pairs(layout: Layout) -> list[tuple[str, str]]:
+    """All (model, dataset) pairs that have a checkpoint."""
+    folders = {path.parent for path in layout.weights.glob("*/*/*_*.pt*")}
+    pairs = sorted((folder.parent.name, folder.name) for folder in folders)
+    return [pair for pair in pairs if runs(layout, *pair)]
