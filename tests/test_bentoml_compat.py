@@ -73,6 +73,41 @@ def test_messages_survive_a_round_trip_with_the_fast_protobuf(tmp_path: Path) ->
     assert out[-1] == "False"
 
 
+def test_nothing_is_reported_unless_asked_for(tmp_path: Path) -> None:
+    code = (
+        "import os; os.environ.pop('BENTOML_DO_NOT_TRACK', None)\n"
+        "from bentoml.utils import usage_stats\n"
+        "sent = []; usage_stats._send_amplitude_event = lambda *event: sent.append(event)\n"
+        "usage_stats.track('save'); print(len(sent))\n"
+        "os.environ['BENTOML_DO_NOT_TRACK'] = 'False'\n"
+        "usage_stats.track('save'); print(len(sent))"
+    )
+    assert python(code, tmp_path).split() == ["0", "1"]
+
+
+def test_merged_requests_pass_and_a_pickle_that_runs_code_does_not(tmp_path: Path) -> None:
+    code = (
+        "import os, pickle\n"
+        "from bentoml.marshal.utils import DataLoader\n"
+        "from bentoml.types import HTTPRequest, HTTPResponse\n"
+        "sent = (HTTPRequest((('A', 'b'),), b'body'),)\n"
+        "(got,) = DataLoader.split_requests(DataLoader.merge_requests(sent))\n"
+        "answer = HTTPResponse.new(400, {'C': 'd'}, 'why')\n"
+        "(back,) = DataLoader.split_responses(DataLoader.merge_responses([answer]))\n"
+        "print(got.body, got.headers['a'], back.status, back.headers['c'], back.body)\n"
+        "class Evil:\n"
+        "    def __reduce__(self): return (os.mkdir, ('evil',))\n"
+        f"os.chdir({str(tmp_path)!r})\n"
+        "try: DataLoader.split_requests(pickle.dumps(Evil()))\n"
+        "except pickle.UnpicklingError as error: print(error)\n"
+        "print(os.path.exists('evil'))"
+    )
+    out = python(code, tmp_path).splitlines()
+    assert out[0] == "b'body' b 400 d why"
+    assert "mkdir" in out[1]
+    assert out[2] == "False"
+
+
 def test_start_up_of_other_programs_does_not_pay(tmp_path: Path) -> None:
     """One module, imported in under 5 ms, that brings no other along."""
     costs = []

@@ -1,7 +1,7 @@
-"""Watches for the modules of bentoml 0.13.1 that break on Python 3.11.
+"""Watches for the modules of bentoml 0.13.1 that need a repair or a precaution.
 
 Every Python start-up in the environment runs this file (through a `.pth` line), so it imports
-nothing but `sys`; the repairs are loaded when one of the broken modules is asked for.
+nothing but `sys`; the repairs are loaded when one of those modules is asked for.
 """
 
 import sys
@@ -13,17 +13,25 @@ if TYPE_CHECKING:
     from types import ModuleType
 
 _PROTO = "bentoml.yatai.proto."
-_BROKEN = frozenset({"bentoml.types", "bentoml.utils.cloudpickle"})
+_TOUCHED = frozenset(
+    {
+        "bentoml.types",
+        "bentoml.utils.cloudpickle",
+        "bentoml.utils.usage_stats",
+        "bentoml.marshal.marshal",
+        "bentoml.marshal.utils",
+    }
+)
 
 
 class BentoMLFinder:
-    """A meta-path finder that answers for the broken modules only."""
+    """A meta-path finder that answers for those modules only."""
 
     @staticmethod
     def find_spec(
         name: str, path: "Sequence[str] | None" = None, target: "ModuleType | None" = None
     ) -> "ModuleSpec | None":
-        if name in _BROKEN or (name.startswith(_PROTO) and name.endswith("_pb2")):
+        if name in _TOUCHED or (name.startswith(_PROTO) and name.endswith("_pb2")):
             from ktt_bentoml_compat import repairs
 
             return repairs.repaired_spec(name, path)

@@ -1,4 +1,4 @@
-"""The three repairs, each a loader that stands in for the module's own.
+"""Repairs and precautions, each a loader that stands in for the module's own.
 
 The files of bentoml stay as they were installed.
 """
@@ -6,11 +6,16 @@ The files of bentoml stay as they were installed.
 from __future__ import annotations
 
 import ast
+import functools
 import importlib
+import io
+import os
+import pickle
 import sys
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from types import CodeType, ModuleType
+from typing import Any
 
 
 class HashableHeadersLoader(SourceFileLoader):
@@ -76,14 +81,98 @@ def _serialized_descriptor(tree: ast.Module) -> bytes:
     raise ImportError("no serialized_pb in a _pb2 module of bentoml: is this bentoml 0.13.1?")
 
 
+class UsageStatsLoader(SourceFileLoader):
+    """`bentoml.utils.usage_stats`: nothing is sent unless BENTOML_DO_NOT_TRACK=False asks for it.
+
+    As released each command reports itself, its duration and its error to a server.
+    """
+
+    def exec_module(self, module: ModuleType) -> None:
+        super().exec_module(module)
+        module.__dict__["_do_not_track"] = lambda: (
+            os.environ.get("BENTOML_DO_NOT_TRACK", "True").lower() != "false"
+        )
+
+
+class _MessageUnpickler(pickle.Unpickler):
+    """Reads what the two servers of a bundle say to each other, and nothing else."""
+
+    allowed = frozenset(
+        {
+            ("bentoml.types", "HTTPRequest"),
+            ("bentoml.types", "HTTPResponse"),
+            ("bentoml.types", "HTTPHeaders"),
+            ("multidict._multidict", "istr"),
+            ("multidict._multidict_py", "istr"),
+        }
+    )
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in self.allowed:
+            raise pickle.UnpicklingError(f"{module}.{name} is not part of a merged request")
+        return super().find_class(module, name)
+
+
+class MessageLoader(SourceFileLoader):
+    """`bentoml.marshal.utils`, which unpickles the body of any request with a certain header.
+
+    The API server listens on all interfaces: as released, whoever reaches it runs code there.
+    """
+
+    def exec_module(self, module: ModuleType) -> None:
+        super().exec_module(module)
+        loader = module.__dict__["PickleDataLoader"]
+        loader.split_requests = staticmethod(_read_message)
+        loader.split_responses = staticmethod(_read_message)
+
+
+def _read_message(raw: bytes) -> Any:
+    return _MessageUnpickler(io.BytesIO(raw)).load()
+
+
+class ProxyLoader(SourceFileLoader):
+    """`bentoml.marshal.marshal`, which answers 500 where the client is at fault.
+
+    A body over `max_request_size` gets its 413, a header that is not UTF-8 a 400.
+    """
+
+    def exec_module(self, module: ModuleType) -> None:
+        super().exec_module(module)
+        # the class that the metrics are wrapped around, so that they count the right status
+        service = module.__dict__["MarshalService"].__mro__[1]
+        service.request_dispatcher = _with_client_errors(service.request_dispatcher)
+
+
+def _with_client_errors(
+    dispatch: Callable[[Any, Any], Awaitable[Any]],
+) -> Callable[[Any, Any], Awaitable[Any]]:
+    @functools.wraps(dispatch)
+    async def request_dispatcher(self: Any, request: Any) -> Any:
+        from aiohttp import web
+
+        try:
+            return await dispatch(self, request)
+        except web.HTTPException as refusal:
+            return web.Response(status=refusal.status, text=refusal.text)
+        except UnicodeDecodeError:
+            return web.Response(status=400, text="The request's headers are not UTF-8.")
+
+    return request_dispatcher
+
+
+_LOADERS: dict[str, type[SourceFileLoader]] = {
+    "bentoml.types": HashableHeadersLoader,
+    "bentoml.utils.cloudpickle": CloudpickleLoader,
+    "bentoml.utils.usage_stats": UsageStatsLoader,
+    "bentoml.marshal.utils": MessageLoader,
+    "bentoml.marshal.marshal": ProxyLoader,
+}
+
+
 def repaired_spec(name: str, path: Sequence[str] | None) -> ModuleSpec | None:
     """The module's own spec with the repairing loader put in; None where it is not installed."""
     spec = PathFinder.find_spec(name, path)
     if spec is None or not isinstance(spec.loader, SourceFileLoader):
         return spec
-    loaders: dict[str, type[SourceFileLoader]] = {
-        "bentoml.types": HashableHeadersLoader,
-        "bentoml.utils.cloudpickle": CloudpickleLoader,
-    }
-    spec.loader = loaders.get(name, ProtoLoader)(name, spec.loader.path)
+    spec.loader = _LOADERS.get(name, ProtoLoader)(name, spec.loader.path)
     return spec
