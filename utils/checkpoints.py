@@ -100,7 +100,7 @@ class Run:
     @property
     def metrics(self) -> Path:
         """Test metrics of the best checkpoint."""
-        return self.folder / f"metrics_{self.time}.json"
+        return self.folder / f"best_{self.time}_metrics.json"
 
     def reference(self, checkpoint: Path) -> Path:
         """The reference set beside a checkpoint of this run."""

@@ -63,7 +63,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
             yield temporary
             temporary.chmod(0o644)
             _sync(temporary)
-            os.replace(temporary, path)
+            temporary.replace(path)
             _sync(path.parent)
         finally:
             temporary.unlink(missing_ok=True)

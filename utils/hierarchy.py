@@ -7,6 +7,7 @@ whole tree, level after level. Nothing here is quadratic in classes.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -311,7 +312,7 @@ class Hierarchy:
     @cached_property
     def pseudo(self) -> Bools:
         """True for termination pseudo-classes; shape (classes,)."""
-        inner = self.levels > 0
+        inner = np.asarray(self.levels > 0)
         repeated = self.origin[inner] == self.origin[self.parents_global[inner]]
         flags = np.zeros(self.class_count, dtype=bool)
         # A chain's first link shares its origin with the class it terminates, the next ones
@@ -385,7 +386,7 @@ class Hierarchy:
             raise UserError(f"{source} is no hierarchy: 'classes' does not fit 'level_sizes'.")
         if len(parents) != len(sizes) or not all(0 <= node < len(names) for node in ends):
             raise UserError(f"{source} is no hierarchy: 'parent_of' does not fit 'level_sizes'.")
-        split = [names[a:b] for a, b in zip(bounds, bounds[1:], strict=False)]
+        split = [names[a:b] for a, b in itertools.pairwise(bounds)]
         try:
             return cls.from_parents(split, parents, ends)
         except (TypeError, ValueError, OverflowError) as error:

@@ -1,0 +1,161 @@
+"""The one place that prints: tables, progress bars, plain lines when nobody watches."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+PLAIN_INTERVAL = 15.0  # seconds between progress lines where there is no terminal
+
+
+class NameList(click.ParamType):
+    """A comma-separated list of names, each once."""
+
+    name = "NAME[,NAME…]"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> list[str]:
+        """Split at commas."""
+        if isinstance(value, list):
+            return value
+        names = [name.strip() for name in value.split(",") if name.strip()]
+        if not names:
+            self.fail("give at least one name", param, ctx)
+        return list(dict.fromkeys(names))
+
+
+def console() -> Console:
+    """A console on standard output, 120 columns wide where it is no terminal."""
+    from rich.console import Console
+
+    watched = sys.stdout.isatty()
+    return Console(width=None if watched else 120, highlight=False, soft_wrap=not watched)
+
+
+def say(message: str) -> None:
+    """Print one line."""
+    click.echo(message)
+
+
+def warn(message: str) -> None:
+    """Print one line to standard error."""
+    click.echo(f"Warning: {message}", err=True)
+
+
+def show_error(error: click.ClickException) -> None:
+    """Print a user's mistake without ending the command."""
+    error.show()
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Print a table; the first column is aligned left, the others right."""
+    from rich import box
+    from rich.table import Table
+
+    grid = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    for place, column in enumerate(columns):
+        grid.add_column(column, justify="right" if place else "left", overflow="fold")
+    for row in rows:
+        grid.add_row(*[_cell(value) for value in row])
+    console().print(grid)
+
+
+def _cell(value: object) -> str:
+    from rich.markup import escape
+
+    if isinstance(value, float):
+        return f"{value:.4f}"
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    return escape(str(value))
+
+
+@contextmanager
+def progress(description: str) -> Iterator[Callable[[int, int], None]]:
+    """Show how far something is: a bar on a terminal, now and then a line elsewhere.
+
+    Yields
+    ------
+    callable
+        To be called with (done, total).
+    """
+    if not sys.stdout.isatty():
+        yield _plain_progress(description)
+        return
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    bar = Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+        TimeRemainingColumn(), console=console(), transient=True,
+    )  # fmt: skip
+    with bar:
+        task = bar.add_task(description, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _plain_progress(description: str) -> Callable[[int, int], None]:
+    last = time.monotonic()
+
+    def update(done: int, total: int) -> None:
+        nonlocal last
+        if time.monotonic() - last >= PLAIN_INTERVAL:
+            last = time.monotonic()
+            click.echo(f"{description}: {done:,} of {total:,}")
+
+    return update
+
+
+class EpochTable:
+    """A table that grows by a line per epoch."""
+
+    def __init__(self) -> None:
+        self.columns: list[str] = []
+
+    def add(
+        self, number: int, total: int, seconds: float, figures: dict[str, float], best: bool
+    ) -> None:
+        """Print one epoch, and the head before the first."""
+        if not self.columns:
+            self.columns = list(figures)
+            heads = ["epoch", *self.columns, "seconds", ""]
+            click.echo("  ".join(f"{head:>{self._width(head)}}" for head in heads))
+        cells = [
+            f"{number}/{total}",
+            *(f"{figures.get(name, float('nan')):.4f}" for name in self.columns),
+        ]
+        cells += [f"{seconds:.1f}", "best" if best else ""]
+        heads = ["epoch", *self.columns, "seconds", ""]
+        line = "  ".join(
+            f"{cell:>{self._width(head)}}" for head, cell in zip(heads, cells, strict=True)
+        )
+        click.echo(line.rstrip())
+
+    @staticmethod
+    def _width(head: str) -> int:
+        return max(len(head), 7)
+
+
+def start_logging(verbose: bool) -> None:
+    """Send the toolkit's log to standard error: warnings, or everything if `verbose`."""
+    logging.basicConfig(
+        level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr
+    )
+    for room in ("utils", "models"):
+        logging.getLogger(room).setLevel(logging.INFO if verbose else logging.WARNING)
