@@ -81,6 +81,8 @@ class Model(ABC):
     name: ClassVar[str]
     Config: ClassVar[type[ModelConfig]] = ModelConfig
     default_temperature: ClassVar[float] = 1.0
+    resumable: ClassVar[bool] = False
+    """Whether an interrupted run can go on from its last checkpoint."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -130,7 +132,10 @@ class Model(ABC):
 
     @abstractmethod
     def state(self, *, resumable: bool) -> tuple[Arrays, dict[str, Any]]:
-        """Arrays and JSON values that rebuild the trained model, and the run if `resumable`."""
+        """Arrays and JSON values that rebuild the trained model, and the run if `resumable`.
+
+        Arrays that only a resumed run needs are named ``training/…``; readers leave them out.
+        """
 
     @abstractmethod
     def set_state(self, arrays: Arrays, values: dict[str, Any]) -> None:
@@ -263,15 +268,20 @@ class Model(ABC):
         write_checkpoint(path, arrays, meta)
 
     @classmethod
-    def from_checkpoint(cls, path: Path) -> Self:
+    def from_checkpoint(cls, path: Path, *, resumable: bool = False) -> Self:
         """Rebuild a model from a checkpoint.
+
+        Parameters
+        ----------
+        resumable
+            Whether to take the state of its training too, so that `fit` goes on.
 
         Raises
         ------
         UserError
             The file is damaged or is another model's.
         """
-        arrays, meta = read_checkpoint(path)
+        arrays, meta = read_checkpoint(path, training=resumable)
         if meta.get("model") != cls.name:
             raise UserError(
                 f"{path} is a checkpoint of {meta.get('model')!r}, not of {cls.name!r}."
@@ -292,8 +302,7 @@ class Model(ABC):
         if other.hierarchy.to_dict() != self.hierarchy.to_dict():
             raise UserError(f"{path} was trained on another hierarchy.")
         self.temperature, self.info = other.temperature, other.info
-        arrays, values = other.state(resumable=True)
-        self.set_state(arrays, values)
+        self.set_state(*other.state(resumable=False))
 
     def _take(self, arrays: Arrays, meta: dict[str, Any]) -> None:
         self.temperature = float(meta["temperature"])

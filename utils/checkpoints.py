@@ -26,6 +26,7 @@ Arrays = dict[str, NDArray[Any]]
 
 FORMAT = "ktt-checkpoint"
 VERSION = 1
+TRAINING = "training/"
 _STEM = re.compile(r"(best|last)_(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)")
 
 
@@ -51,8 +52,13 @@ def write_checkpoint(path: Path, arrays: Mapping[str, NDArray[Any]], meta: dict[
             raise OSError(str(error)) from error
 
 
-def read_checkpoint(path: Path) -> tuple[Arrays, dict[str, Any]]:
+def read_checkpoint(path: Path, *, training: bool = False) -> tuple[Arrays, dict[str, Any]]:
     """Read a checkpoint's arrays and JSON values.
+
+    Parameters
+    ----------
+    training
+        Whether to read the arrays that only a resumed run needs, named ``training/…``.
 
     Raises
     ------
@@ -65,7 +71,8 @@ def read_checkpoint(path: Path) -> tuple[Arrays, dict[str, Any]]:
         with safe_open(path, framework="numpy") as file:
             header = file.metadata() or {}
             meta = json.loads(header["meta"]) if header.get("format") == FORMAT else None
-            arrays = {name: file.get_tensor(name) for name in file.keys()} if meta else {}  # noqa: SIM118
+            names = [n for n in file.keys() if training or not n.startswith(TRAINING)]  # noqa: SIM118
+            arrays = {name: file.get_tensor(name) for name in names} if meta else {}
     except FileNotFoundError as error:
         raise UserError(f"There is no checkpoint {path}.") from error
     except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:

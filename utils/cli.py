@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 PLAIN_INTERVAL = 15.0  # seconds between progress lines where there is no terminal
 
 
-class NameList(click.ParamType):
+class NameList(click.ParamType[list[str]]):
     """A comma-separated list of names, each once."""
 
     name = "NAME[,NAME…]"

@@ -56,6 +56,10 @@ class Dataset:
     test: Split
     fingerprint: str
 
+    def splits(self) -> dict[str, Split]:
+        """The three splits by name."""
+        return {name: getattr(self, name) for name in SPLITS}
+
 
 def write_dataset(
     layout: Layout,

@@ -9,9 +9,12 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from utils.errors import UserError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 TEMPORARY_PREFIX = ".tmp-"
 
@@ -108,6 +111,24 @@ def _swap(new: Path, path: Path) -> None:
         raise
     finally:
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def link(source: Path, path: Path) -> None:
+    """Make `path` the same file as `source` (a copy where links are not possible), whole."""
+    with atomic_path(path) as temporary:
+        temporary.unlink()
+        try:
+            temporary.hardlink_to(source)
+        except OSError:
+            shutil.copyfile(source, temporary)
+
+
+def write_parquet(path: Path, table: pa.Table) -> None:
+    """Write an Arrow table as Parquet, whole."""
+    import pyarrow.parquet as pq
+
+    with atomic_path(path) as temporary:
+        pq.write_table(table, temporary, compression="zstd")
 
 
 def write_json(path: Path, value: Any) -> None:

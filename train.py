@@ -1,0 +1,349 @@
+#!/usr/bin/env python
+"""Train models on datasets, test them, and keep their checkpoints."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import os
+import platform
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from models import MODELS
+from utils import cli
+from utils.errors import UserError
+from utils.paths import Layout
+
+if TYPE_CHECKING:
+    from models.model import Model
+    from utils.checkpoints import Run
+    from utils.data import Dataset
+
+DRY_ROWS = 256
+SHOWN = ("loss", "nll", "leaf_accuracy", "leaf_macro_f1", "level_1_accuracy", "hierarchical_f1")
+SUMMARY = (
+    "leaf_accuracy", "leaf_macro_f1", "level_1_accuracy", "hierarchical_f1", "calibration_error",
+)  # fmt: skip
+LIBRARIES = ("numpy", "scikit-learn", "torch", "transformers")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What the command line says, for every pair alike."""
+
+    epochs: int | None = None
+    encoder: str | None = None
+    hyperparameters: Path | None = None
+    reference: bool = False
+    resume: bool = False
+    dry_run: bool = False
+    cpu: bool = False
+    seed: int = 0
+    dvc: bool | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How one pair ended: its test metrics, or the error."""
+
+    model: str
+    dataset: str
+    metrics: dict[str, float]
+    seconds: float
+    error: click.ClickException | None = None
+
+
+def train_all(
+    layout: Layout, models: Sequence[str], datasets: Sequence[str], options: Options
+) -> list[Outcome]:
+    """Train every model on every dataset; a pair that fails does not stop the others."""
+    outcomes = []
+    for dataset in datasets:
+        for model in models:
+            started = time.monotonic()
+            metrics: dict[str, float] = {}
+            error = None
+            try:
+                metrics = train(layout, model, dataset, options)
+            except click.ClickException as problem:
+                error = problem
+                if len(models) * len(datasets) > 1:
+                    cli.show_error(problem)
+            seconds = time.monotonic() - started
+            outcomes.append(
+                Outcome(model=model, dataset=dataset, metrics=metrics, seconds=seconds, error=error)
+            )
+    return outcomes
+
+
+def train(layout: Layout, model_name: str, dataset_name: str, options: Options) -> dict[str, float]:
+    """Train one model on one dataset, test its best checkpoint and write what belongs beside it.
+
+    Returns
+    -------
+    dict
+        Test metrics of the best checkpoint (of the model in memory on a dry run).
+
+    Raises
+    ------
+    UserError
+        Unknown names, wrong hyperparameters, nothing to resume, unwritable folders, …
+    """
+    from models import model_class
+    from utils.config import load_config
+    from utils.data import load_dataset
+
+    cls = model_class(model_name)
+    settings = options.hyperparameters or layout.hyperparameters
+    takes_encoder = "encoder" in {field.name for field in dataclasses.fields(cls.Config)}
+    overrides = {"encoder": options.encoder} if takes_encoder else {}
+    config = load_config(cls.Config, settings, model_name, overrides)
+    dataset = load_dataset(layout, dataset_name)
+    cli.say(
+        f"{config.display_name or model_name} on {dataset_name}: {len(dataset.train):,} rows to "
+        f"train, {len(dataset.val):,} to validate, {len(dataset.test):,} to test, "
+        f"{len(dataset.hierarchy.terminals):,} classes to end at"
+    )
+    if options.dry_run:
+        return _rehearse(cls(dataset.hierarchy, config), dataset, options)
+    run, model = _begin(layout, cls, config, dataset, options)
+    _fit(model, dataset, run, options)
+    return _finish(layout, cls, dataset, run, options)
+
+
+def _begin(
+    layout: Layout, cls: type[Model], config: Any, dataset: Dataset, options: Options
+) -> tuple[Run, Model]:
+    """A new run with a fresh model, or the newest unfinished run with its last checkpoint."""
+    from utils import dvc
+    from utils.checkpoints import new_run, runs
+
+    folder = layout.weight_dir(cls.name, dataset.name)
+    _check_writable(folder)
+    if options.resume and (known := runs(layout, cls.name, dataset.name)):
+        run = known[-1]
+        dvc.ensure(layout.root, run.last)
+        if run.last.exists():
+            model = cls.from_checkpoint(run.last, resumable=True)
+            _check_same(run, model, config, dataset, options)
+            cli.say(f"Resuming the run of {run.time} after epoch {model.info['epoch']}")
+            return run, model
+    if options.resume:
+        cli.say(f"Nothing to resume in {folder}: starting from the beginning")
+    model = cls(dataset.hierarchy, config)
+    model.info = _provenance(dataset, options)
+    return new_run(layout, cls.name, dataset.name), model
+
+
+def _check_writable(folder: Path) -> None:
+    """Find out before hours of training that the result cannot be written."""
+    from utils.files import atomic_path
+
+    probe = folder / ".tmp-probe"
+    with atomic_path(probe) as temporary:
+        temporary.write_bytes(b"\0" * 4096)
+    probe.unlink(missing_ok=True)
+
+
+def _check_same(run: Run, model: Model, config: Any, dataset: Dataset, options: Options) -> None:
+    from utils.config import config_to_dict
+
+    old, new = config_to_dict(model.config), config_to_dict(config)
+    changed = [
+        f"{name}: {old.get(name)} → {new[name]}" for name in new if old.get(name) != new[name]
+    ]
+    if changed:
+        raise UserError(
+            f"The run of {run.time} had other hyperparameters ({'; '.join(changed)}). Restore "
+            "them to resume, or train anew without --resume."
+        )
+    if model.info.get("fingerprint") != dataset.fingerprint:
+        raise UserError(
+            f"Dataset {dataset.name!r} has changed since the run of {run.time}. Train anew "
+            "without --resume."
+        )
+    if model.info.get("seed") != options.seed:
+        raise UserError(
+            f"The run of {run.time} had --seed {model.info.get('seed')}, not {options.seed}."
+        )
+    total = options.epochs or int(model.info["epochs"])
+    if run.metrics.exists() and int(model.info["epoch"]) >= total:
+        raise UserError(
+            f"The run of {run.time} is complete: see {run.metrics}. Train anew without --resume, "
+            "or give it more epochs with -e."
+        )
+
+
+def _provenance(dataset: Dataset, options: Options) -> dict[str, Any]:
+    versions = {"python": platform.python_version()}
+    for library in LIBRARIES:
+        try:
+            versions[library] = metadata.version(library)
+        except metadata.PackageNotFoundError:
+            continue
+    return {
+        "dataset": dataset.name,
+        "fingerprint": dataset.fingerprint,
+        "rows": {"train": len(dataset.train), "val": len(dataset.val), "test": len(dataset.test)},
+        "seed": options.seed,
+        "started": datetime.datetime.now().isoformat(timespec="seconds"),
+        "versions": versions,
+        "epoch": 0,
+    }
+
+
+def _fit(model: Model, dataset: Dataset, run: Run, options: Options) -> None:
+    from utils.files import link
+
+    lines = cli.EpochTable()
+    with cli.progress("Training") as progress:
+        epochs = model.fit(
+            dataset.train, dataset.val, epochs=options.epochs, seed=options.seed, progress=progress
+        )
+        for epoch in epochs:
+            model.info |= {"epoch": epoch.number, "epochs": epoch.total, "val": epoch.metrics}
+            # The best one first: a run killed in between repeats the epoch and finds it again.
+            if epoch.is_best or not model.resumable:
+                model.save(run.best)
+            if model.resumable:
+                link(run.best, run.last) if epoch.is_best else model.save(run.last)
+            figures = {name: epoch.metrics[name] for name in SHOWN if name in epoch.metrics}
+            lines.add(epoch.number, epoch.total, epoch.seconds, figures, epoch.is_best)
+
+
+def _finish(
+    layout: Layout, cls: type[Model], dataset: Dataset, run: Run, options: Options
+) -> dict[str, float]:
+    """Test the best checkpoint and write metrics and reference set of these very weights."""
+    from utils import dvc
+    from utils.files import write_json, write_parquet
+    from utils.metrics import evaluate
+
+    model = cls.from_checkpoint(run.best)
+    written = [path for path in (run.best, run.last) if path.exists()]
+    with cli.progress("Testing") as progress:
+        metrics = evaluate(model.test(dataset.test, progress), dataset.test.codes)
+    if options.reference:
+        with cli.progress("Reference set") as progress:
+            reference = model.gen_reference_set(dataset.test, progress)
+        write_parquet(run.reference(run.best), reference)
+        written.append(run.reference(run.best))
+    report = {
+        "model": cls.name,
+        "dataset": dataset.name,
+        "checkpoint": run.best.name,
+        "test": metrics,
+        "temperature": model.temperature,
+        "info": model.info,
+    }
+    write_json(run.metrics, report)
+    dvc.add(layout.root, written, options.dvc)
+    cli.say(f"Best checkpoint: {run.best}")
+    return metrics
+
+
+def _rehearse(model: Model, dataset: Dataset, options: Options) -> dict[str, float]:
+    """Train one epoch on a few rows and test on a few, writing nothing."""
+    import numpy as np
+
+    from utils.metrics import evaluate
+
+    few = {
+        name: split.take(np.unique(np.linspace(0, max(len(split) - 1, 0), DRY_ROWS).astype(int)))
+        if len(split)
+        else split
+        for name, split in dataset.splits().items()
+    }
+    for epoch in model.fit(few["train"], few["val"], epochs=1, seed=options.seed):
+        model.info["epoch"] = epoch.number
+    metrics = evaluate(model.test(few["test"]), few["test"].codes)
+    cli.say(f"Dry run on {DRY_ROWS} rows per split: all works, nothing was written")
+    return metrics
+
+
+def report(outcomes: Sequence[Outcome]) -> None:
+    """Print the table at the end; exit with status 1 if a pair failed."""
+    rows = [
+        [
+            f"{o.model} · {o.dataset}",
+            *(o.metrics.get(name, float("nan")) for name in SUMMARY),
+            f"{o.seconds:.0f} s",
+        ]
+        for o in outcomes
+        if not o.error
+    ]
+    if rows:
+        cli.table(
+            "Test", ["model · dataset", *(name.replace("_", " ") for name in SUMMARY), "time"], rows
+        )
+    failed = [outcome for outcome in outcomes if outcome.error]
+    if len(outcomes) == 1 and outcomes[0].error:
+        raise outcomes[0].error
+    if failed:
+        names = ", ".join(f"{outcome.model} · {outcome.dataset}" for outcome in failed)
+        raise UserError(f"{len(failed)} of {len(outcomes)} failed: {names} (see above).")
+
+
+EPILOG = """Examples:
+
+\b
+  python train.py -m tfidf_hsgd -d data001
+  python train.py -m db_bhcn --encoder minilm -d data001 -r
+  python train.py -m tfidf_lsgd,tfidf_hsgd -d data001,data002
+  python train.py -m db_bhcn -d data001 --resume     after a crash or a stop
+"""
+
+
+@click.command(epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "-m", "--models", type=cli.NameList(), default=",".join(MODELS), show_default="all",
+    help=f"Models to train: {', '.join(MODELS)}.",
+)  # fmt: skip
+@click.option("-d", "--datasets", type=cli.NameList(), required=True, help="Datasets to train on.")
+@click.option(
+    "-e", "--epochs", type=click.IntRange(min=1), help="Epochs instead of the configured."
+)
+@click.option("--encoder", help="Text encoder: 'minilm', a Hugging Face id or a folder.")
+@click.option(
+    "--hyperparameters",
+    type=click.Path(path_type=Path),
+    help="A file instead of hyperparameters.json.",
+)
+@click.option("-r", "--reference", is_flag=True, help="Write the reference set for monitoring.")
+@click.option("--resume", is_flag=True, help="Go on with the newest run that was interrupted.")
+@click.option("-n", "--dry-run", is_flag=True, help="Try everything on a few rows, write nothing.")
+@click.option("-c", "--cpu", is_flag=True, help="Use the CPU even where there is a GPU.")
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Random seed."
+)
+@click.option(
+    "--dvc/--no-dvc", default=None, help="Track checkpoints with DVC.  [default: if used]"
+)
+@click.option("-v", "--verbose", is_flag=True, help="Log what happens.")
+def main(models: list[str], datasets: list[str], verbose: bool, **values: Any) -> None:
+    """Train models on datasets.
+
+    Each pair is trained, its best checkpoint tested, and the figures written beside it in
+    weights/MODEL/DATASET/. A pair that fails does not stop the others.
+    """
+    cli.start_logging(verbose)
+    for name in models:
+        if name not in MODELS:
+            from utils.errors import unknown
+
+            raise unknown("model", name, MODELS)
+    options = Options(**values)
+    if options.cpu:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # read when torch is imported: not before here
+    report(train_all(Layout(), models, datasets, options))
+
+
+if __name__ == "__main__":
+    main()
