@@ -140,7 +140,7 @@ def find_checkpoint(
     Parameters
     ----------
     kind
-        ``"best"`` or ``"last"``.
+        ``"best"``, ``"last"`` or ``"any"``.
     time
         ``YYYY-MM-DDTHH:MM:SS`` or its beginning; None for the newest.
 
@@ -158,10 +158,12 @@ def find_checkpoint(
         )
     for run in reversed(known):
         if time is None or run.time.startswith(time):
-            path = run.best if kind == "best" else run.last
-            dvc.ensure(layout.root, path)
-            if path.exists():
-                return path
+            for path in (
+                [run.best, run.last] if kind == "any" else [run.folder / f"{kind}_{run.time}.pt"]
+            ):
+                dvc.ensure(layout.root, path)
+                if path.exists():
+                    return path
     times = ", ".join(run.time for run in known)
     raise UserError(
         f"{model} has no {kind!r} checkpoint for {dataset!r}"

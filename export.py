@@ -1,0 +1,152 @@
+#!/usr/bin/env python
+"""Export trained models: ONNX graphs, or a service bundle."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from models import MODELS
+from utils import cli
+from utils.errors import UserError, unknown
+from utils.paths import Layout
+
+DEFAULT_OPSET = 17
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What the command line says, for every pair alike."""
+
+    onnx: bool = False
+    bento: bool = False
+    latest: bool = False
+    time: str | None = None
+    opset: int = DEFAULT_OPSET
+
+
+def wanted_pairs(
+    layout: Layout, models: Sequence[str] | None, datasets: Sequence[str] | None
+) -> list[tuple[str, str]]:
+    """The trained (model, dataset) pairs that were asked for.
+
+    Raises
+    ------
+    UserError
+        Unknown names, or nothing trained to export.
+    """
+    from utils.checkpoints import find_checkpoint, trained_pairs
+
+    for model in models or []:
+        if model not in MODELS:
+            raise unknown("model", model, MODELS)
+    if models and datasets:
+        pairs = [(model, dataset) for dataset in datasets for model in models]
+        for pair in pairs:
+            find_checkpoint(layout, *pair, kind="any")
+        return pairs
+    pairs = [
+        (model, dataset)
+        for model, dataset in trained_pairs(layout)
+        if (not models or model in models) and (not datasets or dataset in datasets)
+    ]
+    if not pairs:
+        raise UserError(
+            f"Nothing trained to export in {layout.weights}. Train first: "
+            "python train.py -m MODEL -d DATASET"
+        )
+    return pairs
+
+
+def export(layout: Layout, model_name: str, dataset_name: str, options: Options) -> list[Path]:
+    """Export one trained pair.
+
+    Returns
+    -------
+    list of Path
+        The folders written.
+    """
+    from models import model_class
+    from utils.checkpoints import find_checkpoint
+
+    cls = model_class(model_name)
+    kind = "last" if options.latest and cls.resumable else "best"
+    checkpoint = find_checkpoint(layout, model_name, dataset_name, kind, options.time)
+    model = cls.from_checkpoint(checkpoint)
+    model.info |= {"checkpoint": checkpoint.name, "dataset": dataset_name}
+    cli.say(f"Exporting {model_name} · {dataset_name} from {checkpoint.name}")
+    written = []
+    if options.onnx:
+        folder = layout.output(model_name, dataset_name)
+        model.export_onnx(folder, options.opset)
+        written.append(folder)
+    if options.bento:
+        written.append(_export_bundle(layout, model, dataset_name))
+    return written
+
+
+def _export_bundle(layout: Layout, model: Any, dataset_name: str) -> Path:
+    from utils.bundle import write_bundle
+
+    with tempfile.TemporaryDirectory(prefix="ktt-export-") as temporary:
+        folder = Path(temporary)
+        model.export_classifier(folder)
+        return write_bundle(layout, model.name, dataset_name, folder)
+
+
+def export_all(layout: Layout, pairs: Sequence[tuple[str, str]], options: Options) -> None:
+    """Export every pair; one that fails does not stop the others."""
+    failed = []
+    for pair in pairs:
+        try:
+            for folder in export(layout, *pair, options):
+                cli.say(f"Wrote {folder}")
+        except click.ClickException as error:
+            if len(pairs) == 1:
+                raise
+            cli.show_error(error)
+            failed.append(" · ".join(pair))
+    if failed:
+        raise UserError(f"{len(failed)} of {len(pairs)} failed: {', '.join(failed)} (see above).")
+
+
+EPILOG = """Examples:
+
+\b
+  python export.py                                  every trained pair, as ONNX
+  python export.py -m db_bhcn -d data001 --bento    a service bundle
+  bentoml serve build/db_bhcn_data001/inference     run it
+"""
+
+
+@click.command(epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "-m", "--models", type=cli.NameList(), help="Models to export.  [default: all trained]"
+)
+@click.option("-d", "--datasets", type=cli.NameList(), help="Their datasets.  [default: all]")
+@click.option("--onnx", is_flag=True, help="Write ONNX graphs to outputs/ (the default).")
+@click.option("--bento", is_flag=True, help="Write a service bundle to build/.")
+@click.option("--best/--latest", "best", default=True, help="Which checkpoint.  [default: best]")
+@click.option("-t", "--time", help="Export the run of this time: YYYY-MM-DDTHH:MM:SS.")
+@click.option(
+    "--opset", type=click.IntRange(min=11), default=DEFAULT_OPSET, show_default=True,
+    help="ONNX operator set.",
+)  # fmt: skip
+@click.option("-v", "--verbose", is_flag=True, help="Log what happens.")
+def main(
+    models: list[str] | None, datasets: list[str] | None, best: bool, verbose: bool, **values: Any
+) -> None:
+    """Export trained models as ONNX graphs or as a service bundle."""
+    cli.start_logging(verbose)
+    layout = Layout()
+    values["onnx"] = values["onnx"] or not values["bento"]
+    export_all(layout, wanted_pairs(layout, models, datasets), Options(latest=not best, **values))
+
+
+if __name__ == "__main__":
+    main()
