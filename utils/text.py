@@ -1,4 +1,4 @@
-"""Texts to tokens to counts: one tokeniser for every script, stems found once per distinct token."""
+"""Texts to tokens, in any script; stems are found once per distinct word."""
 
 from __future__ import annotations
 
@@ -13,8 +13,6 @@ from itertools import count
 
 import numpy as np
 from numpy.typing import NDArray
-
-from utils.errors import unknown
 
 NO_STEMMER = "none"
 
@@ -70,19 +68,11 @@ def stem(words: Sequence[str], language: str) -> list[str]:
     return list(Stemmer.Stemmer(language, 0).stemWords(list(words)))
 
 
-def check_stemmer(language: str) -> None:
-    """Refuse a language that has no stemmer.
-
-    Raises
-    ------
-    UserError
-        Naming the nearest known language.
-    """
+def stemmers() -> tuple[str, ...]:
+    """Return every known language of `stem`."""
     import Stemmer
 
-    choices = [NO_STEMMER, *Stemmer.algorithms()]
-    if language not in choices:
-        raise unknown("stemmer", language, choices)
+    return (NO_STEMMER, *Stemmer.algorithms())
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,121 @@
+"""The base of the TF-IDF models: a subclass says only how its weights are fitted."""
+
+from __future__ import annotations
+
+import time
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, ClassVar, TypeVar
+
+import scipy.sparse as sp
+
+from models.model import Epoch, Model, Progress
+from utils.checkpoints import Arrays
+from utils.config import ModelConfig
+from utils.data import Split
+from utils.decode import Floats
+from utils.errors import UserError
+from utils.hierarchy import Ints
+from utils.linear import TfidfScorer
+from utils.sgd import SgdSettings
+from utils.tfidf import TfidfFeatures, TfidfSettings
+
+Settings = TypeVar("Settings", TfidfSettings, SgdSettings)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SklearnConfig(TfidfSettings, SgdSettings, ModelConfig):
+    """Features and learning of a TF-IDF model."""
+
+    def tfidf(self) -> TfidfSettings:
+        """The part that says what counts as a feature."""
+        return _part(TfidfSettings, self)
+
+    def sgd(self) -> SgdSettings:
+        """The part that says how each classifier learns."""
+        return _part(SgdSettings, self)
+
+
+def _part(kind: type[Settings], config: SklearnConfig) -> Settings:
+    return kind(**{field.name: getattr(config, field.name) for field in fields(kind)})
+
+
+class SklearnModel(Model):
+    """TF-IDF features and a matrix of linear weights."""
+
+    Config: ClassVar[type[ModelConfig]] = SklearnConfig
+    default_temperature: ClassVar[float] = 0.3
+    config: SklearnConfig
+    _scorer: TfidfScorer | None = None
+
+    @abstractmethod
+    def fit_weights(
+        self, matrix: sp.csr_matrix, codes: Ints, *, seed: int, progress: Progress | None
+    ) -> tuple[sp.csr_matrix, Floats]:
+        """Fit one linear classifier per score column.
+
+        Parameters
+        ----------
+        matrix
+            Features of the training rows; shape (rows, features).
+        codes
+            Their codes in the full-depth tree; shape (rows, depth).
+
+        Returns
+        -------
+        weights
+            Shape (score columns, features).
+        intercepts
+            Shape (score columns,).
+        """
+
+    @property
+    def scorer(self) -> TfidfScorer:
+        """The trained scorer."""
+        if self._scorer is None:
+            raise RuntimeError(f"{self.name} is not trained")
+        return self._scorer
+
+    def fit(
+        self,
+        train: Split,
+        val: Split,
+        *,
+        epochs: int | None,
+        seed: int,
+        progress: Progress | None = None,
+    ) -> Iterator[Epoch]:
+        """Train in one go: a single epoch, whatever `epochs` says."""
+        start = time.perf_counter()
+        if not len(train):
+            raise UserError("There is nothing to train on: the train split is empty.")
+        features, matrix = TfidfFeatures.learn(train.texts, self.config.tfidf())
+        if not features.feature_count:
+            raise UserError(
+                "No word stands in as many training texts as min_df "
+                f"({self.config.min_df}) asks for. Lower it."
+            )
+        codes = self.tree.extend_codes(train.codes, self.hierarchy)
+        weights, intercepts = self.fit_weights(matrix, codes, seed=seed, progress=progress)
+        self._scorer = TfidfScorer(features, weights, intercepts)
+        metrics = self.validate(val)
+        seconds = time.perf_counter() - start
+        yield Epoch(number=1, total=1, metrics=metrics, is_best=True, seconds=seconds)
+
+    def score_batches(self, texts: Sequence[str]) -> Iterator[tuple[Floats, Floats]]:
+        """Score texts in order, in batches of bounded memory."""
+        return self.scorer.score_batches(texts)
+
+    def state(self, *, resumable: bool) -> tuple[Arrays, dict[str, Any]]:
+        """Return the scorer's arrays; there is nothing to resume."""
+        return self.scorer.state()
+
+    def set_state(self, arrays: Arrays, values: dict[str, Any]) -> None:
+        """Take what `state` gave."""
+        self._scorer = TfidfScorer.from_state(arrays, values)
+
+    def write_scorer(self, folder: Path) -> dict[str, Any]:
+        """Write the scorer for `TfidfScorer.load`."""
+        return self.scorer.save(folder)

@@ -1,0 +1,140 @@
+"""The TF-IDF and linear scorer: texts in, class scores out. No scikit-learn, no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+from numpy.typing import NDArray
+
+from utils.files import atomic_path
+from utils.tfidf import Arrays, TfidfFeatures
+
+Floats = NDArray[np.float32]
+
+FILE = "linear.safetensors"
+POOLED_FEATURES = 64
+# Scores of a batch of texts stay below this many cells (float32), whatever the number of classes.
+_BATCH_CELLS = 8_000_000
+_MAX_BATCH = 4096
+# Dense weights are several times faster to multiply by; up to this many cells they are used.
+_DENSE_CELLS = 60_000_000
+
+
+class TfidfScorer:
+    """TF-IDF features times a weight matrix.
+
+    Parameters
+    ----------
+    features : the vocabulary.
+    weights : (columns, features) sparse; one row per score column, empty rows allowed.
+    intercepts : (columns,)
+    """
+
+    def __init__(self, features: TfidfFeatures, weights: sp.csr_matrix, intercepts: Floats) -> None:
+        self.features = features
+        self.weights = weights
+        self.intercepts = intercepts.astype(np.float32)
+        self._by_feature = self._fast_weights()
+
+    def _fast_weights(self) -> Any:
+        """Weights by (feature, column), in the form that multiplies fastest."""
+        cells = self.weights.shape[0] * self.weights.shape[1]
+        if cells <= _DENSE_CELLS and self.weights.nnz * 20 > cells:
+            return np.ascontiguousarray(self.weights.toarray().T)
+        return self.weights.T.tocsr()
+
+    @property
+    def column_count(self) -> int:
+        """Number of score columns."""
+        return int(self.weights.shape[0])
+
+    @property
+    def feature_count(self) -> int:
+        """Number of pooled features."""
+        return min(POOLED_FEATURES, max(self.features.feature_count, 1))
+
+    def score(self, texts: Sequence[str]) -> tuple[Floats, Floats]:
+        """Score texts; a text's row does not depend on the texts beside it.
+
+        Returns
+        -------
+        scores : (texts, columns) float32, decision values.
+        features : (texts, pooled features) float32, for the reference set.
+        """
+        scores, pooled = zip(*self.score_batches(texts), strict=True)
+        return np.concatenate(scores), np.concatenate(pooled)
+
+    def score_batches(self, texts: Sequence[str]) -> Iterator[tuple[Floats, Floats]]:
+        """Yield what `score` gives in pieces of bounded memory; one empty piece for no texts."""
+        size = max(1, min(_MAX_BATCH, _BATCH_CELLS // max(self.column_count, 1)))
+        for start in range(0, max(len(texts), 1), size):
+            yield self._score_batch(texts[start : start + size])
+
+    def _score_batch(self, texts: Sequence[str]) -> tuple[Floats, Floats]:
+        matrix = self.features.transform(texts)
+        return self.decide(matrix), pool(matrix, self.feature_count)
+
+    def decide(self, matrix: sp.csr_matrix) -> Floats:
+        """Return the decision values of feature rows; shape (rows, columns), dense."""
+        product = matrix @ self._by_feature
+        scores = product.toarray() if sp.issparse(product) else product
+        return np.asarray(scores, dtype=np.float32) + self.intercepts
+
+    def state(self) -> tuple[Arrays, dict[str, Any]]:
+        """Return arrays and JSON values that `from_state` rebuilds this from."""
+        arrays, settings = self.features.state()
+        arrays["intercepts"] = self.intercepts
+        # Sparse cells take twice the room of dense ones.
+        dense = self.weights.nnz * 2 > self.weights.shape[0] * self.weights.shape[1]
+        if dense:
+            arrays["weights"] = self.weights.toarray()
+        else:
+            arrays["weights_data"] = self.weights.data
+            arrays["weights_indices"] = self.weights.indices.astype(np.int32)
+            arrays["weights_indptr"] = self.weights.indptr.astype(np.int64)
+        return arrays, {"tfidf": settings}
+
+    @classmethod
+    def from_state(cls, arrays: Arrays, meta: dict[str, Any]) -> TfidfScorer:
+        """Rebuild from `state`."""
+        features = TfidfFeatures.from_state(arrays, meta["tfidf"])
+        shape = (len(arrays["intercepts"]), features.feature_count)
+        if "weights" in arrays:
+            weights = sp.csr_matrix(arrays["weights"].reshape(shape))
+        else:
+            parts = (arrays[f"weights_{part}"] for part in ("data", "indices", "indptr"))
+            weights = sp.csr_matrix(tuple(parts), shape=shape)
+        return cls(features, weights, arrays["intercepts"])
+
+    def save(self, folder: Path) -> dict[str, Any]:
+        """Write the scorer into a folder; return the entry that `load` needs."""
+        from safetensors.numpy import save_file
+
+        arrays, meta = self.state()
+        solid = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+        with atomic_path(folder / FILE) as temporary:
+            save_file(solid, temporary)
+        return {"kind": "linear", "file": FILE, **meta}
+
+    @classmethod
+    def load(cls, folder: Path, entry: dict[str, Any]) -> TfidfScorer:
+        """Read what `save` wrote; `entry` is what it returned."""
+        from safetensors.numpy import load_file
+
+        return cls.from_state(load_file(folder / entry["file"]), entry)
+
+
+def pool(matrix: sp.csr_matrix, groups: int) -> Floats:
+    """Mean over groups of columns, by one sparse product; shape (rows, groups).
+
+    Columns are dealt out in turn, so that every group has frequent and rare features.
+    """
+    columns = matrix.shape[1]
+    group = np.arange(columns, dtype=np.int32) % groups
+    share = (1 / np.maximum(np.bincount(group, minlength=groups), 1)).astype(np.float32)
+    means = sp.csr_matrix((share[group], group, np.arange(columns + 1)), shape=(columns, groups))
+    return np.asarray((matrix @ means).toarray(), dtype=np.float32)
