@@ -1,0 +1,31 @@
+"""What many tests need: a project in a temporary folder, a tiny dataset, seeds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.tiny import write_tiny_dataset
+from utils.paths import Layout
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    """Random numbers, the same in every run."""
+    return np.random.default_rng(0)
+
+
+@pytest.fixture
+def layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Layout:
+    """An empty project; commands run in this process use it too."""
+    monkeypatch.setenv("KTT_ROOT", str(tmp_path / "project"))
+    return Layout(tmp_path / "project")
+
+
+@pytest.fixture
+def tiny(layout: Layout) -> str:
+    """A tiny ragged three-level dataset in `layout`, by name."""
+    write_tiny_dataset(layout, "tiny")
+    return "tiny"

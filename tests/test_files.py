@@ -1,0 +1,110 @@
+"""Files are written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from utils.errors import UserError, unknown
+from utils.files import atomic_dir, atomic_path, link, read_json, write_json
+from utils.paths import PROJECT_ROOT, Layout
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_failure_keeps_the_old_file_and_leaves_nothing(tmp_path: Path) -> None:
+    write_json(tmp_path / "a.json", {"old": 1})
+    with pytest.raises(RuntimeError), atomic_path(tmp_path / "a.json") as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    assert read_json(tmp_path / "a.json") == {"old": 1}
+    assert names(tmp_path) == ["a.json"]
+
+
+def test_a_folder_is_replaced_whole(tmp_path: Path) -> None:
+    for content in ("one", "two"):
+        with atomic_dir(tmp_path / "d") as temporary:
+            (temporary / content).write_text(content)
+    assert names(tmp_path) == ["d"]
+    assert names(tmp_path / "d") == ["two"]
+    with pytest.raises(RuntimeError), atomic_dir(tmp_path / "d") as temporary:
+        (temporary / "three").write_text("half")
+        raise RuntimeError
+    assert names(tmp_path) == ["d"]
+    assert names(tmp_path / "d") == ["two"]
+
+
+def test_what_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="Cannot write"):
+        write_json(tmp_path / "file" / "a.json", {})
+    with pytest.raises(UserError, match="Cannot write"), atomic_path(tmp_path / "b") as temporary:
+        temporary.write_text("x")
+        raise OSError(28, "No space left on device")
+    assert names(tmp_path) == ["file"]
+
+
+def test_a_link_shares_the_content_and_survives_a_new_source(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("1")
+    link(tmp_path / "a", tmp_path / "b")
+    with atomic_path(tmp_path / "a") as temporary:
+        temporary.write_text("2")
+    assert (tmp_path / "b").read_text() == "1"
+
+
+KILLED = """
+import sys, pathlib
+sys.path.insert(0, sys.argv[1])
+from utils.files import atomic_path
+path = pathlib.Path(sys.argv[2]) / "data.bin"
+print("ready", flush=True)
+for k in range(10_000):
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(bytes([k % 256]) * 3_000_000)
+"""
+
+
+def test_kill_at_random_moments_never_shows_a_half_file(tmp_path: Path) -> None:
+    for delay in (0.02, 0.055, 0.09, 0.13):
+        command = [sys.executable, "-c", KILLED, str(PROJECT_ROOT), str(tmp_path)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            process.stdout.readline()
+            time.sleep(delay)
+            os.kill(process.pid, signal.SIGKILL)
+        for path in tmp_path.glob("[!.]*"):
+            content = path.read_bytes()
+            assert len(content) == 3_000_000
+            assert len(set(content)) == 1
+
+
+def test_nearest_name_is_offered() -> None:
+    message = unknown("model", "db_bhcm", ["db_bhcn", "tfidf_hsgd"]).message
+    assert message == "Unknown model 'db_bhcm'. Did you mean 'db_bhcn'? Known: db_bhcn, tfidf_hsgd."
+
+
+@pytest.mark.parametrize(
+    "name", ["", "..", "a/b", "/etc", ".hidden", "a b", "-x", "a" * 200, "a\n"]
+)
+def test_names_cannot_leave_their_folder(name: str) -> None:
+    layout = Layout("/somewhere")
+    with pytest.raises(UserError, match="cannot be used"):
+        layout.dataset(name)
+    with pytest.raises(UserError, match="cannot be used"):
+        layout.weight_dir("db_bhcn", name)
+
+
+def test_the_root_does_not_depend_on_the_current_folder(tmp_path, monkeypatch) -> None:
+    monkeypatch.delenv("KTT_ROOT", raising=False)
+    monkeypatch.chdir(tmp_path)
+    assert Layout().root == PROJECT_ROOT
+    monkeypatch.setenv("KTT_ROOT", str(tmp_path / "here"))
+    assert Layout().datasets == tmp_path / "here" / "datasets"
