@@ -88,6 +88,7 @@ def test_nothing_is_reported_unless_asked_for(tmp_path: Path) -> None:
 def test_merged_requests_pass_and_a_pickle_that_runs_code_does_not(tmp_path: Path) -> None:
     code = (
         "import os, pickle\n"
+        "from bentoml.exceptions import BadInput\n"
         "from bentoml.marshal.utils import DataLoader\n"
         "from bentoml.types import HTTPRequest, HTTPResponse\n"
         "sent = (HTTPRequest((('A', 'b'),), b'body'),)\n"
@@ -99,11 +100,12 @@ def test_merged_requests_pass_and_a_pickle_that_runs_code_does_not(tmp_path: Pat
         "    def __reduce__(self): return (os.mkdir, ('evil',))\n"
         f"os.chdir({str(tmp_path)!r})\n"
         "try: DataLoader.split_requests(pickle.dumps(Evil()))\n"
-        "except pickle.UnpicklingError as error: print(error)\n"
+        "except BadInput as error: print(error.status_code, error)\n"
         "print(os.path.exists('evil'))"
     )
     out = python(code, tmp_path).splitlines()
     assert out[0] == "b'body' b 400 d why"
+    assert out[1].startswith("400 ")
     assert "mkdir" in out[1]
     assert out[2] == "False"
 

@@ -12,10 +12,14 @@ import io
 import os
 import pickle
 import sys
+import warnings
 from collections.abc import Awaitable, Callable, Sequence
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from types import CodeType, ModuleType
 from typing import Any
+
+# setuptools is held below 81 for bentoml's sake, so its announcement says nothing new
+warnings.filterwarnings("ignore", "pkg_resources is deprecated as an API", UserWarning)
 
 
 class HashableHeadersLoader(SourceFileLoader):
@@ -127,7 +131,12 @@ class MessageLoader(SourceFileLoader):
 
 
 def _read_message(raw: bytes) -> Any:
-    return _MessageUnpickler(io.BytesIO(raw)).load()
+    from bentoml.exceptions import BadInput
+
+    try:
+        return _MessageUnpickler(io.BytesIO(raw)).load()
+    except Exception as error:  # a foreign pickle can raise anything; BadInput is answered by 400
+        raise BadInput(f"not a merged request: {error}") from error
 
 
 class ProxyLoader(SourceFileLoader):
@@ -154,6 +163,8 @@ def _with_client_errors(
             return await dispatch(self, request)
         except web.HTTPException as refusal:
             return web.Response(status=refusal.status, text=refusal.text)
+        except web.RequestPayloadError:
+            return web.Response(status=400, text="The body is not encoded as its headers say.")
         except UnicodeDecodeError:
             return web.Response(status=400, text="The request's headers are not UTF-8.")
 
