@@ -1,0 +1,247 @@
+"""What every registered model owes: each check runs over each of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from models import MODELS, model_class
+from tests.helpers_torch import tiny_encoder
+from tests.tiny import PATHS, tiny_rows, write_rows, write_tiny_dataset
+from utils.checkpoints import read_checkpoint
+from utils.classifier import Classifier
+from utils.config import build_config, load_config
+from utils.data import Dataset, Split
+from utils.errors import UserError
+from utils.metrics import evaluate
+from utils.paths import PROJECT_ROOT, Layout
+
+ODD_TEXTS = ["", " ", "wash", "żółć 猫 🙂", "\x00\x01", "x" * 5000, "play kids plastic", "١٢٣ नमस्ते"]
+
+
+@pytest.fixture(scope="session")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_encoder(tmp_path_factory.mktemp("encoder"))
+
+
+@pytest.fixture(scope="session")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    return write_tiny_dataset(Layout(tmp_path_factory.mktemp("contract")), "tiny")
+
+
+def quick(name: str, encoder: Path, **values: Any) -> Any:
+    """A configuration that trains in a second or two."""
+    if name.startswith("db_"):
+        values = {"encoder": str(encoder), "max_len": 16, "epochs": 2} | values
+    else:
+        values = {key: value for key, value in values.items() if key != "epochs"}
+    return build_config(model_class(name).Config, values, name)
+
+
+def train(name: str, dataset: Dataset, config: Any, seed: int = 0) -> Any:
+    model = model_class(name)(dataset.hierarchy, config)
+    for epoch in model.fit(dataset.train, dataset.val, epochs=None, seed=seed):
+        model.info |= {"epoch": epoch.number, "epochs": epoch.total}
+    return model
+
+
+@pytest.fixture(scope="session", params=sorted(MODELS))
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="session")
+def trained(name: str, dataset: Dataset, encoder: Path) -> Any:
+    return train(name, dataset, quick(name, encoder))
+
+
+def scores_of(model: Any, texts: list[str]) -> np.ndarray:
+    return np.concatenate([scores for scores, _ in model.score_batches(texts)])
+
+
+def test_name_and_configuration(name: str) -> None:
+    cls = model_class(name)
+    assert cls.name == name
+    config = load_config(cls.Config, PROJECT_ROOT / "hyperparameters.json", name)
+    assert config.display_name
+    with pytest.raises(UserError, match="unknown key 'learning_rat'"):
+        build_config(cls.Config, {"learning_rat": 1}, name)
+
+
+def test_same_seed_same_scores_another_seed_others(
+    name: str, trained: Any, dataset: Dataset, encoder: Path
+) -> None:
+    texts = dataset.test.texts
+    again = train(name, dataset, quick(name, encoder))
+    other = train(name, dataset, quick(name, encoder), seed=1)
+    assert (scores_of(again, texts) == scores_of(trained, texts)).all()
+    assert again.temperature == trained.temperature
+    assert not np.allclose(scores_of(other, texts), scores_of(trained, texts), atol=1e-6)
+
+
+def test_scores_have_one_of_the_two_shapes_and_are_finite(trained: Any) -> None:
+    scores, features = zip(*trained.score_batches(ODD_TEXTS), strict=True)
+    tree = trained.tree
+    assert {part.shape[1] for part in scores} <= {tree.class_count, tree.level_sizes[-1]}
+    assert np.isfinite(np.concatenate(scores)).all()
+    assert np.isfinite(np.concatenate(features)).all()
+    assert sum(map(len, scores)) == len(ODD_TEXTS)
+
+
+def test_every_answer_is_a_path_where_rows_may_end(trained: Any, dataset: Dataset) -> None:
+    found = trained.predict([*ODD_TEXTS, *dataset.test.texts])
+    assert trained.hierarchy.check_codes(found.codes) is None
+    assert "" not in {name for node in found.ends for name in trained.hierarchy.path(node)}
+    assert ((found.confidence > 0) & (found.confidence <= 1)).all()
+    assert len(trained.predict([])) == 0
+
+
+def test_a_rows_answer_depends_on_its_text_alone(trained: Any, dataset: Dataset) -> None:
+    texts = [*ODD_TEXTS, *dataset.test.texts]
+    whole = scores_of(trained, texts)
+    np.testing.assert_allclose(whole[::-1], scores_of(trained, texts[::-1]), atol=2e-5)
+    for row in (0, 3, 9):
+        np.testing.assert_allclose(whole[row], scores_of(trained, [texts[row]])[0], atol=2e-5)
+
+
+def test_save_and_load_give_equal_scores_and_keep_no_place(
+    name: str, trained: Any, dataset: Dataset, encoder: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "best.pt"
+    trained.save(path)
+    again = model_class(name).from_checkpoint(path)
+    texts = [*ODD_TEXTS, *dataset.test.texts]
+    assert (scores_of(again, texts) == scores_of(trained, texts)).all()
+    assert again.temperature == trained.temperature
+    assert again.hierarchy.to_dict() == trained.hierarchy.to_dict()
+    content = path.read_bytes()
+    for place in (str(tmp_path), str(PROJECT_ROOT), str(encoder.parent), "cuda:0"):
+        assert place.encode() not in content, place
+    fresh = model_class(name)(trained.hierarchy, again.config)
+    fresh.load(path)
+    assert (scores_of(fresh, texts) == scores_of(trained, texts)).all()
+
+
+def test_checkpoints_of_others_and_damaged_ones_are_refused(
+    name: str, trained: Any, tmp_path: Path
+) -> None:
+    from utils.checkpoints import write_checkpoint
+
+    path = tmp_path / "best.pt"
+    trained.save(path)
+    arrays, meta = read_checkpoint(path)
+    other = model_class(next(n for n in sorted(MODELS) if n != name))
+    with pytest.raises(UserError, match="not of"):
+        other.from_checkpoint(path)
+    changes: list[tuple[dict[str, Any], dict[str, Any]]] = [
+        ({}, meta),
+        (arrays, {**meta, "state": {}}),
+        (arrays, {**meta, "hierarchy": {}}),
+        (arrays, {k: v for k, v in meta.items() if k != "config"}),
+    ]
+    for changed_arrays, changed_meta in changes:
+        write_checkpoint(path, changed_arrays, changed_meta)
+        with pytest.raises(UserError) as caught:
+            model_class(name).from_checkpoint(path)
+        assert "\n" not in caught.value.message
+
+
+def test_going_on_after_an_epoch_equals_never_having_stopped(
+    name: str, dataset: Dataset, encoder: Path, tmp_path: Path
+) -> None:
+    cls = model_class(name)
+    if not cls.resumable:
+        pytest.skip("trains in one go")
+    config = quick(name, encoder, epochs=3)
+    whole = train(name, dataset, config)
+    model = cls(dataset.hierarchy, config)
+    for epoch in model.fit(dataset.train, dataset.val, epochs=None, seed=0):
+        model.save(tmp_path / f"{epoch.number}.pt")
+        if epoch.number == 1:
+            break
+    again = cls.from_checkpoint(tmp_path / "1.pt", resumable=True)
+    numbers = [e.number for e in again.fit(dataset.train, dataset.val, epochs=None, seed=0)]
+    assert numbers == [2, 3]
+    texts = dataset.test.texts
+    assert (scores_of(again, texts) == scores_of(whole, texts)).all()
+
+
+def test_the_exported_classifier_answers_like_the_model(
+    trained: Any, dataset: Dataset, tmp_path: Path
+) -> None:
+    trained.export_classifier(tmp_path / "classifier")
+    classifier = Classifier.load(tmp_path / "classifier")
+    texts = [*ODD_TEXTS, *dataset.test.texts, *dataset.train.texts]
+    found = trained.predict(texts)
+    answers = classifier.answer(texts)
+    for row, answer in enumerate(answers):
+        assert answer.path == trained.hierarchy.path(int(found.ends[row])), texts[row]
+        assert answer.confidence == pytest.approx(float(found.confidence[row]), abs=1e-3)
+        assert [name for name, _ in answer.levels] == list(answer.path)
+        assert answer.alternatives[0] == (answer.path, answer.confidence)
+    assert (
+        json.loads((tmp_path / "classifier" / "manifest.json").read_text())["model"] == trained.name
+    )
+
+
+def test_the_reference_set_has_its_columns(trained: Any, dataset: Dataset) -> None:
+    table = trained.gen_reference_set(dataset.test)
+    labels = trained.score_columns()
+    features = [column for column in table.column_names[1:] if column.isdigit()]
+    assert table.column_names == ["targets", *features, *labels]
+    assert features == [str(k) for k in range(len(features))]
+    assert len(features) >= 1
+    wanted = [" > ".join(PATHS[k]) for k in range(len(PATHS))]
+    assert sorted(labels) == sorted(wanted)
+    assert set(table["targets"].to_pylist()) <= set(wanted)
+    probs = np.stack([table[label].to_numpy() for label in labels], axis=1)
+    np.testing.assert_allclose(probs.sum(axis=1), 1, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "paths",
+    [
+        [("only", leaf) for leaf in "abc"],
+        [(root, "x", root) for root in "abc"],
+        [("a",), ("a", "b"), ("a", "b", "c", "d", "e"), ("f", "b")],
+        [("a",), ("b",)],
+    ],
+    ids=["one root", "single children", "five levels", "one level"],
+)
+def test_odd_trees(name: str, paths: list[tuple[str, ...]], layout: Layout, encoder: Path) -> None:
+    rows = [path for path in paths for _ in range(14)]
+    texts = [f"{' '.join(path)} wash {row}" for row, path in enumerate(rows)]
+    dataset = write_rows(layout, "odd", texts, rows)
+    model = train(name, dataset, quick(name, encoder, epochs=1))
+    found = model.test(dataset.test)
+    assert model.hierarchy.check_codes(found.codes) is None
+    assert all(np.isfinite(value) for value in evaluate(found, dataset.test.codes).values())
+
+
+def test_no_validation_rows(name: str, dataset: Dataset, encoder: Path) -> None:
+    nothing = Split(texts=[], codes=dataset.val.codes[:0])
+    model = model_class(name)(dataset.hierarchy, quick(name, encoder, epochs=1))
+    epochs = list(model.fit(dataset.train, nothing, epochs=None, seed=0))
+    assert epochs[-1].is_best
+    assert model.temperature > 0
+
+
+def test_learns_what_can_be_learned(name: str, layout: Layout, encoder: Path) -> None:
+    dataset = write_rows(layout, "more", *tiny_rows(700))
+    values = (
+        {"epochs": 8, "encoder_lr": 3e-3, "classifier_lr": 3e-3} if name.startswith("db_") else {}
+    )
+    model = train(name, dataset, quick(name, encoder, **values))
+    figures = evaluate(model.test(dataset.test), dataset.test.codes)
+    assert figures["leaf_accuracy"] > 0.9
+    assert figures["coherence"] == 1.0
+
+
+def test_the_folder_is_complete(name: str) -> None:
+    folder = PROJECT_ROOT / "models" / name
+    for file in ("__init__.py", f"{name}.py", "bentoml/__init__.py", "bentoml/svc_lts.py"):
+        assert (folder / file).is_file(), file
