@@ -14,7 +14,7 @@ import click
 from models import MODELS
 from utils import cli
 from utils.errors import UserError, unknown
-from utils.paths import Layout
+from utils.paths import PROJECT_ROOT, Layout
 
 DEFAULT_OPSET = 17
 
@@ -96,7 +96,11 @@ def _export_bundle(layout: Layout, model: Any, dataset_name: str) -> Path:
     with tempfile.TemporaryDirectory(prefix="ktt-export-") as temporary:
         folder = Path(temporary)
         model.export_classifier(folder)
-        return write_bundle(layout, model.name, dataset_name, folder)
+        return write_bundle(
+            layout.bundle(model.name, dataset_name) / "inference",
+            service_file=PROJECT_ROOT / "models" / model.name / "bentoml" / "svc_lts.py",
+            classifier=folder,
+        )
 
 
 def export_all(layout: Layout, pairs: Sequence[tuple[str, str]], options: Options) -> None:

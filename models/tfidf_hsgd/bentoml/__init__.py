@@ -1,0 +1,1 @@
+"""What the service of Tfidf_HSGD is made from; written by utils.scaffold."""

@@ -1,0 +1,9 @@
+"""The service of Tfidf_HSGD."""
+
+from __future__ import annotations
+
+from utils.serving import TextClassifierService
+
+
+class Tfidf_HSGD(TextClassifierService):
+    """Answers texts with what Tfidf_HSGD has learned."""

@@ -1,0 +1,1 @@
+"""What the service of Tfidf_LSGD is made from; written by utils.scaffold."""
