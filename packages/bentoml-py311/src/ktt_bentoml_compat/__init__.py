@@ -20,6 +20,7 @@ _TOUCHED = frozenset(
         "bentoml.utils.usage_stats",
         "bentoml.marshal.marshal",
         "bentoml.marshal.utils",
+        "bentoml.server.gunicorn_config",
     }
 )
 

@@ -171,12 +171,24 @@ def _with_client_errors(
     return request_dispatcher
 
 
+class GunicornConfigLoader(SourceFileLoader):
+    """`bentoml.server.gunicorn_config`: no control socket.
+
+    Newer gunicorns put one into the home folder, and a bundle's two servers would fight over it.
+    """
+
+    def exec_module(self, module: ModuleType) -> None:
+        super().exec_module(module)
+        module.__dict__["control_socket_disable"] = True
+
+
 _LOADERS: dict[str, type[SourceFileLoader]] = {
     "bentoml.types": HashableHeadersLoader,
     "bentoml.utils.cloudpickle": CloudpickleLoader,
     "bentoml.utils.usage_stats": UsageStatsLoader,
     "bentoml.marshal.utils": MessageLoader,
     "bentoml.marshal.marshal": ProxyLoader,
+    "bentoml.server.gunicorn_config": GunicornConfigLoader,
 }
 
 

@@ -1,0 +1,163 @@
+"""A bundle behind its real servers, as a user starts it.
+
+Runs on the toy service; on any others with ``KTT_BUNDLES=build/a_b/inference:build/c_d/inference``,
+in the environment of ``KTT_BENTOML`` (the `bentoml` command of one made from the bundle's own
+requirements) if that is given.
+"""
+
+import gzip
+import json
+import os
+import pickle
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.servers import Server, served
+from utils.bundle import write_bundle
+
+pytest.importorskip("ktt_bentoml_compat", reason="pip install ./packages/bentoml-py311")
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[2]
+BUNDLES = [path for path in os.environ.get("KTT_BUNDLES", "").split(":") if path]
+BENTOML = Path(os.environ.get("KTT_BENTOML") or Path(sys.executable).with_name("bentoml"))
+LOAD_SECONDS = os.environ.get("KTT_LOAD_SECONDS", "5")
+SECRET = "zebrafish"
+
+
+def _toy(folder: Path) -> Path:
+    (folder / "classifier").mkdir()
+    (folder / "classifier" / "root.txt").write_text("Wurzelgemüse", encoding="utf-8")
+    return write_bundle(
+        folder / "inference",
+        service_file=ROOT / "tests" / "toy_service.py",
+        classifier=folder / "classifier",
+    )
+
+
+@pytest.fixture(scope="module", params=BUNDLES or ["toy"])
+def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if BUNDLES:
+        return Path(request.param).resolve()
+    return _toy(tmp_path_factory.mktemp("toy"))
+
+
+@pytest.fixture(scope="module", params=["serve-gunicorn", "serve"])
+def server(
+    bundle: Path, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Server]:
+    with served(bundle, request.param, BENTOML, tmp_path_factory.mktemp("home")) as running:
+        yield running
+
+
+def test_predict_answers_the_path_that_classify_explains(server: Server) -> None:
+    text = {"text": f"a red {SECRET} balance"}
+    predicted, classified = server.ask("/predict", text), server.ask("/classify", text)
+    assert (predicted.status, classified.status) == (200, 200)
+    answer = classified.json()
+    assert predicted.json().split("\n") == answer["path"]
+    assert [level["name"] for level in answer["levels"]] == answer["path"]
+    assert answer["alternatives"][0]["path"] == answer["path"]
+    assert 0 <= answer["confidence"] <= 1
+
+
+BODIES = {
+    "object": (b"{}", {400}),
+    "list": (b"[]", {400}),
+    "not JSON": (SECRET.encode(), {400}),
+    "nothing": (b"", {400}),
+    "null": (b'{"text": null}', {400}),
+    "number": (b'{"text": 3}', {400}),
+    "list of texts": (b'{"text": ["a"]}', {400}),
+    "empty text": (b'{"text": ""}', {400}),
+    "white space": (b'{"text": " \\n"}', {400}),
+    "lone surrogate": (b'{"text": "\\ud800"}', {400}),
+    "not UTF-8": (b'{"text": "\xe9"}', {400}),
+    "deep": (b"[" * 200_000, {400}),
+    "emoji": ('{"text": "😀"}'.encode(), {200}),
+    "zero": (b'{"text": "\\u0000"}', {200}),
+    "half a megabyte": (json.dumps({"text": "red wool " * 55_555}).encode(), {200}),
+    "10 MB": (json.dumps({"text": "x" * 10_000_000}).encode(), {413}),
+    "30 MB": (json.dumps({"text": "x" * 30_000_000}).encode(), {413}),
+}
+
+
+@pytest.mark.parametrize("case", BODIES)
+def test_whatever_comes_gets_an_answer_or_a_clear_refusal(server: Server, case: str) -> None:
+    body, statuses = BODIES[case]
+    reply = server.request("/predict", body, {"Content-Type": "application/json"})
+    assert reply.status in statuses
+    if reply.status != 200:
+        assert 0 < len(reply.text.splitlines()) <= 1
+
+
+def test_good_requests_are_answered_beside_bad_ones(server: Server) -> None:
+    """A burst right after the start: micro-batches are mixed and nothing is known of the speed."""
+    bodies = [body for body, _ in BODIES.values() if len(body) < 1_000_000]
+    good = json.dumps({"text": "a red balance"}).encode()
+    jobs = [good if i % 2 else bodies[i // 2 % len(bodies)] for i in range(96)]
+    with ThreadPoolExecutor(32) as pool:
+        replies = list(pool.map(lambda body: server.request("/predict", body), jobs))
+    assert {reply.status for reply in replies[1::2]} == {200}
+    assert len({reply.body for reply in replies[1::2]}) == 1
+    assert {reply.status for reply in replies[::2]} <= {200, 400}
+
+
+def test_headers_cannot_break_it(server: Server) -> None:
+    good = b'{"text": "a red balance"}'
+    for headers, status in (
+        ({"Content-Type": "application/x-www-form-urlencoded"}, 200),  # what curl -d sends
+        ({"Content-Type": "multipart/form-data"}, 200),
+        ({"Content-Type": "application/json; charset=klingon"}, 415),
+        ({"Content-Encoding": "gzip"}, 400),
+        ({"X-Name": b"\xe9"}, 400),
+    ):
+        assert server.request("/predict", good, headers).status == status, headers
+    zipped = server.request("/predict", gzip.compress(good), {"Content-Encoding": "gzip"})
+    assert zipped.status == 200
+    bomb = gzip.compress(b"0" * 100_000_000)
+    assert server.request("/predict", bomb, {"Content-Encoding": "gzip"}).status == 413
+
+
+def test_a_pickle_from_outside_is_not_opened(server: Server) -> None:
+    """Two slashes lead past the proxy, to a server that trusts this header."""
+    mark = server.home / "mark"
+
+    class Evil:
+        def __reduce__(self) -> object:
+            return (os.mkdir, (str(mark),))
+
+    headers = {"BentoML-Is-Merged-Request": "true"}
+    assert server.request("//predict", pickle.dumps(Evil()), headers).status == 400
+    assert not mark.exists()
+
+
+def test_health_metrics_and_documentation_work(server: Server) -> None:
+    for path in ("/healthz", "/metrics", "/metadata", "/docs.json", "/"):
+        assert server.get(path).status == 200, path
+    assert server.ask("/feedback", {"request_id": "1", "text": SECRET}).status == 404
+
+
+def test_no_text_is_in_any_log(server: Server) -> None:
+    server.ask("/predict", {"text": f"a {SECRET}"})
+    server.request("/predict", f'{{"text": "{SECRET}'.encode())
+    for path in server.home.rglob("*"):
+        if path.is_file():
+            assert SECRET.encode() not in path.read_bytes(), path
+
+
+def test_it_bears_load(bundle: Path, tmp_path: Path) -> None:
+    """32 connections; one request in ten deserves a refusal. KTT_LOAD_SECONDS says how long."""
+    with served(bundle, "serve-gunicorn", BENTOML, tmp_path) as running:
+        url = f"http://127.0.0.1:{running.port}/predict"
+        script = str(ROOT / "benchmarks" / "serving_load.py")
+        options = ["--connections", "32", "--seconds", LOAD_SECONDS, "--bad-share", "0.1"]
+        done = subprocess.run(
+            [sys.executable, script, url, *options], capture_output=True, text=True
+        )
+    assert done.returncode == 0, done.stdout + done.stderr
