@@ -1,0 +1,257 @@
+"""Turn tables of texts and labels into intermediate datasets: ``python adapt.py --help``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from utils import cli
+from utils.paths import Layout
+
+GROUPS = {
+    "text": "What to take", "classes": "What to take", "depth": "What to take",
+    "delimiter": "What to take", "drop_names": "What to take", "parents": "What to take",
+    "sep": "How the files are written", "encoding": "How the files are written",
+    "quote": "How the files are written", "header": "How the files are written",
+    "lines": "How the files are written", "records": "How the files are written",
+    "sheet": "How the files are written",
+    "min_class_size": "Which rows", "proportion": "Which rows", "keep_duplicates": "Which rows",
+    "train_ratio": "How to split", "val_ratio": "How to split", "split_column": "How to split",
+    "seed": "How to split",
+}  # fmt: skip
+OTHER = "Where it goes"
+CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+
+
+class GroupedCommand(click.Command):
+    """A command whose options are listed by what they are for."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write one section per group."""
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for option in self.get_params(ctx):
+            record = option.get_help_record(ctx)
+            if record is not None and isinstance(option, click.Option):
+                sections.setdefault(GROUPS.get(option.name or "", OTHER), []).append(record)
+        for title, records in sections.items():
+            with formatter.section(title):
+                formatter.write_dl(records)
+
+
+def _stacked(*decorators: Any) -> Any:
+    def decorate(function: Any) -> Any:
+        for decorator in reversed(decorators):
+            function = decorator(function)
+        return function
+
+    return decorate
+
+
+split_options = _stacked(
+    click.option(
+        "--train-ratio", type=float, metavar="SHARE", help="Share of train.  [default: 0.8]"
+    ),
+    click.option(
+        "--val-ratio",
+        type=float,
+        metavar="SHARE",
+        help="Share of val; test gets the rest.  [default: half of what train leaves]",
+    ),
+    click.option("--seed", default=0, show_default=True, help="Decides the random split."),
+)
+target_options = _stacked(
+    click.option("--force", is_flag=True, help="Replace a dataset that another command made."),
+    click.option(
+        "--dvc/--no-dvc",
+        default=None,
+        help="Track the files with DVC.  [default: if the root is a DVC repository]",
+    ),
+)
+
+
+@click.group(context_settings=CONTEXT)
+def main() -> None:
+    """Turn a table of texts and labels into an intermediate dataset, datasets/NAME/.
+
+    \b
+    Try it without data:
+      python adapt.py demo data001
+    A CSV with a text column and a column of paths like "Home > Kitchen > Pans":
+      python adapt.py flat items.csv shop -t title -c category --delimiter " > "
+    """
+
+
+@main.command(cls=GroupedCommand, context_settings=CONTEXT)
+@click.argument("paths", nargs=-1, required=True, metavar="PATH...")
+@click.argument("name")
+@click.option(
+    "-t",
+    "--text",
+    required=True,
+    metavar="COLUMNS",
+    help="Text column; several, comma-separated, are joined by newlines.",
+)
+@click.option(
+    "-c",
+    "--classes",
+    required=True,
+    metavar="COLUMNS",
+    help="Class column: a list, one name, or with --delimiter a path. Several columns, "
+    "comma-separated, are the levels, root first.",
+)
+@click.option("-d", "--depth", type=int, help="Cut paths to this many levels.  [default: all]")
+@click.option("--delimiter", help='What separates the names in a path, such as " > ".')
+@click.option(
+    "--drop-names",
+    metavar="REGEX",
+    help=r"Take names that match out of their paths, such as '\.\.\.$' for truncated ones.",
+)
+@click.option(
+    "--parents",
+    metavar="FILE",
+    help="Puts flat labels into a tree: JSON {parent: [children]} or {child: parent}, or a "
+    "table of paths.",
+)
+@click.option("--sep", help="Column separator of a text table.  [default: detected]")
+@click.option("--encoding", help="Encoding of text files.  [default: detected]")
+@click.option("--quote", default='"', help="Quote character; '' for none.  [default: \"]")
+@click.option(
+    "--no-header",
+    "header",
+    flag_value=False,
+    default=True,
+    type=bool,
+    help="The first line is a row; columns are called 0, 1, 2, …",
+)
+@click.option(
+    "--lines",
+    metavar="REGEX",
+    help="The file is no table: each line is a row, each named group (?P<name>…) a column.",
+)
+@click.option(
+    "--records",
+    default="",
+    metavar="KEYS",
+    help="Keys of a JSON object under which the rows lie, comma-separated. Which key a row "
+    "came from is its column 'records'.",
+)
+@click.option("--sheet", help="Sheet of a workbook.  [default: the first]")
+@click.option(
+    "--min-class-size",
+    default=1,
+    show_default=True,
+    metavar="ROWS",
+    help="Leave out paths with fewer rows.",
+)
+@click.option(
+    "--proportion",
+    default=1.0,
+    show_default=True,
+    metavar="SHARE",
+    help="Use a share of the rows, taken evenly from all paths.",
+)
+@click.option("--keep-duplicates", is_flag=True, help="Keep rows that repeat a text and its path.")
+@split_options
+@click.option(
+    "--split-column",
+    metavar="COLUMN",
+    help="Take the split from a column that says train, val or test ('file': the file's name).",
+)
+@target_options
+def flat(paths: tuple[str, ...], name: str, **values: Any) -> None:
+    """Adapt files with one row per text: CSV and its kin, JSON of any pandas orient, JSON lines,
+    Parquet, Feather/Arrow, xlsx; text files also packed (.gz, .bz2, .xz, .zip).
+
+    PATH is a file, several of one kind, or a quoted glob; NAME becomes datasets/NAME/.
+
+    \b
+    One column per level:
+      adapt.py flat reviews.csv.zip clothing -t "Title,Review Text" \\
+        -c "Division Name,Department Name,Class Name"
+    Paths in one column, also as a JSON list in a cell:
+      adapt.py flat items.csv shop -t name,description -c tree --delimiter " >> "
+    Nested JSON {"train": [[text, intent], …], …} with the split it comes with:
+      adapt.py flat intents.json intents -t 0 -c 1 --records train,val,test \\
+        --split-column records --parents domains.json
+    Lines like "NUM:date When was …?":
+      adapt.py flat "*.label" trec -t text -c coarse,fine \\
+        --lines "(?P<coarse>[A-Z]+):(?P<fine>[a-z]+) (?P<text>.+)"
+
+    Unusable rows are counted by reason, never dropped in silence. Running the same command again
+    replaces its dataset; another command must say --force.
+    """
+    from utils.adapters.flat import FlatOptions, adapt_flat
+    from utils.adapters.labels import LabelOptions
+    from utils.adapters.pipeline import AdaptOptions
+    from utils.adapters.reading import ReadOptions
+    from utils.adapters.splitting import Ratios
+
+    records = tuple(key.strip() for key in values["records"].split(",") if key.strip())
+    options = FlatOptions(
+        paths=paths,
+        text=values["text"],
+        classes=values["classes"],
+        split_column=values["split_column"],
+        parents=values["parents"],
+        read=ReadOptions(
+            records=records, **_picked(values, "encoding sep quote header lines sheet")
+        ),
+        adapt=AdaptOptions(
+            labels=LabelOptions(**_picked(values, "delimiter depth drop_names")),
+            ratios=Ratios.checked(values["train_ratio"], values["val_ratio"]),
+            **_picked(values, "seed proportion min_class_size keep_duplicates dvc force"),
+        ),
+    )
+    _show(adapt_flat(options, name, Layout()))
+
+
+@main.command(cls=GroupedCommand, context_settings=CONTEXT)
+@click.argument("name")
+@click.option("--rows", default=3000, show_default=True, help="How many products to invent.")
+@split_options
+@target_options
+def demo(name: str, rows: int, **values: Any) -> None:
+    """Invent a product catalogue: three levels, ragged, imbalanced, with typos.
+
+    The same --rows and --seed give the same catalogue. NAME becomes datasets/NAME/.
+
+    \b
+      adapt.py demo data001
+      adapt.py demo big --rows 100000 --seed 7
+    """
+    from utils.adapters.demo import adapt_demo
+
+    from utils.adapters.pipeline import AdaptOptions
+    from utils.adapters.splitting import Ratios
+
+    options = AdaptOptions(
+        ratios=Ratios.checked(values["train_ratio"], values["val_ratio"]),
+        **_picked(values, "seed dvc force"),
+    )
+    _show(adapt_demo(rows, name, options, Layout()))
+
+
+def _picked(values: dict[str, Any], names: str) -> dict[str, Any]:
+    return {name: values[name] for name in names.split()}
+
+
+def _show(report: dict[str, Any]) -> None:
+    """Print the summary of what was adapted."""
+    from utils.adapters.report import closing_lines, drop_rows, level_rows
+
+    heads: Sequence[str] = (
+        "level", "classes", "rows", "smallest", "median", "largest", "largest class",
+    )  # fmt: skip
+    cli.table(f"Dataset {report['name']}", ("", "rows"), drop_rows(report))
+    cli.table("Classes", heads, level_rows(report))
+    for line in closing_lines(report):
+        cli.say(line)
+    if report["replaced"]:
+        cli.say(report["replaced"])
+    cli.say(f"written to {report['folder']}")
+
+
+if __name__ == "__main__":
+    main()

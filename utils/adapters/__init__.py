@@ -1,0 +1,1 @@
+"""From a table of texts and labels to an intermediate dataset."""

@@ -1,0 +1,212 @@
+"""Text tables: CSV and its kin, and lines that follow a pattern."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections import Counter
+from collections.abc import Sequence
+from io import StringIO
+from typing import TYPE_CHECKING
+
+from utils.adapters.reading import SHOWN_LINES, Batch, ReadOptions, line_pattern, numbered
+from utils.adapters.sources import Decoded, SourceFile, decode
+from utils.errors import UserError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+SEPARATORS = (",", "\t", ";", "|", "^", "~", "\x01")
+_STAND_IN = "\x1e"
+_BLOCK = 1 << 22
+_SNIFFED = 1 << 18
+_SAMPLE_ROWS = 50
+_NAMED_SEPARATORS = {"tab": "\t", "\\t": "\t", "comma": ",", "semicolon": ";", "pipe": "|"}
+_MANY_LINES = 500
+
+
+class CsvReader:
+    """A text table with one separator."""
+
+    def __init__(self, source: SourceFile, options: ReadOptions, hints: Sequence[str]) -> None:
+        self._path = source.path
+        self._options = options
+        self._text = decode(source, options.encoding)
+        self._sep = _separator(self._text.data, options, hints)
+        first = next(iter(_sample(self._text.data, self._sep, options.quote)), [])
+        self.columns = tuple(first) if options.header else numbered(len(first))
+
+    def read(self, wanted: Sequence[str]) -> Batch:
+        """Read the wanted columns as strings; rows with too many or few fields are broken."""
+        sep, data = self._sep, self._text.data
+        if len(sep) > 1:
+            data, sep = data.replace(sep.encode(), _STAND_IN.encode()), _STAND_IN
+        broken: list[str] = []
+        table = self._parse(data, sep, wanted, broken)
+        places = tuple(_line_numbers(data, broken))
+        if sep == _STAND_IN:
+            table = _put_back(table, self._sep)
+        return Batch(
+            table=table,
+            broken=len(broken),
+            broken_at=tuple(f"{self._path.name}:{line}" for line in places),
+            encodings=(self._text.encoding,),
+            notes=(*_noted(self._text), *_long_cells(table, data)),
+        )
+
+    def _parse(self, data: bytes, sep: str, wanted: Sequence[str], broken: list[str]) -> pa.Table:
+        import pyarrow as pa
+
+        for block in (_BLOCK, min(len(data) + 1, 1 << 30)):
+            broken.clear()
+            try:
+                return self._parse_blocks(data, sep, wanted, broken, block)
+            except pa.ArrowInvalid as error:
+                failure = error
+        raise UserError(
+            f"{self._path} cannot be read as a table: {str(failure).splitlines()[0]}. "
+            "Check --sep; where quotes are ordinary characters, add --quote ''."
+        )
+
+    def _parse_blocks(
+        self, data: bytes, sep: str, wanted: Sequence[str], broken: list[str], block: int
+    ) -> pa.Table:
+        import pyarrow as pa
+        from pyarrow import csv as arrow_csv
+
+        def skip(row: arrow_csv.InvalidRow) -> str:
+            broken.append(row.text)
+            return "skip"
+
+        names = None if self._options.header else list(self.columns)
+        return arrow_csv.read_csv(
+            pa.BufferReader(data),
+            read_options=arrow_csv.ReadOptions(block_size=block, column_names=names),
+            parse_options=arrow_csv.ParseOptions(
+                delimiter=sep,
+                quote_char=self._options.quote or False,
+                newlines_in_values=bool(self._options.quote),
+                invalid_row_handler=skip,
+            ),
+            convert_options=arrow_csv.ConvertOptions(
+                include_columns=list(wanted),
+                column_types=dict.fromkeys(wanted, pa.large_string()),
+                strings_can_be_null=False,
+            ),
+        )
+
+
+class LineReader:
+    """Lines that follow a pattern with named groups."""
+
+    def __init__(self, source: SourceFile, options: ReadOptions) -> None:
+        self._path = source.path
+        self._pattern = line_pattern(options.lines or "")
+        self._text = decode(source, options.encoding)
+        self.columns = tuple(self._pattern.groupindex)
+
+    def read(self, wanted: Sequence[str]) -> Batch:
+        """Read the wanted groups; lines that do not match are broken, blank ones are no rows."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        text = self._text.data.decode("utf-8", "replace")
+        lines = pc.utf8_rtrim(pa.array(text.split("\n"), pa.large_string()), "\r")
+        numbers = pc.indices_nonzero(pc.not_equal(pc.utf8_trim_whitespace(lines), ""))
+        try:
+            found = pc.extract_regex(lines.take(numbers), f"^(?:{self._pattern.pattern})$")
+        except pa.ArrowInvalid as error:
+            raise UserError(
+                f"--lines {self._pattern.pattern!r}: {error} (look-around and "
+                "back-references are not supported)."
+            ) from error
+        wrong = pc.indices_nonzero(pc.is_null(found))
+        places = numbers.take(wrong[:SHOWN_LINES]).to_pylist()
+        rows = found.drop_null()
+        return Batch(
+            table=pa.table({name: pc.struct_field(rows, name) for name in wanted}),
+            broken=len(wrong),
+            broken_at=tuple(f"{self._path.name}:{line + 1}" for line in places),
+            encodings=(self._text.encoding,),
+            notes=_noted(self._text),
+        )
+
+
+def _noted(text: Decoded) -> tuple[str, ...]:
+    return (text.note,) if text.note else ()
+
+
+def _separator(data: bytes, options: ReadOptions, hints: Sequence[str]) -> str:
+    if options.sep is not None:
+        sep = _NAMED_SEPARATORS.get(options.sep, options.sep)
+        if not sep or sep in ("\n", "\r", options.quote):
+            raise UserError(f"--sep {options.sep!r} cannot separate columns.")
+        return sep
+    return max(SEPARATORS, key=lambda sep: _fit(data, sep, options, hints))
+
+
+def _fit(data: bytes, sep: str, options: ReadOptions, hints: Sequence[str]) -> tuple[float, ...]:
+    """How well a separator explains the first rows: hinted columns, even rows, columns."""
+    rows = _sample(data, sep, options.quote)
+    if not rows:
+        return (0, 0, 0)
+    names = {name.strip() for name in rows[0]}
+    hinted = sum(hint.strip() in names for hint in hints) if options.header else 0
+    width, even = Counter(map(len, rows)).most_common(1)[0]
+    return (hinted, even / len(rows) if width > 1 else 0, width)
+
+
+def _sample(data: bytes, sep: str, quote: str) -> list[list[str]]:
+    head = data[:_SNIFFED].decode("utf-8", "replace")
+    if len(sep) > 1:
+        head, sep = head.replace(sep, _STAND_IN), _STAND_IN
+    style = {"quotechar": quote} if quote else {"quoting": csv.QUOTE_NONE}
+    reader = csv.reader(StringIO(head, newline=""), delimiter=sep, **style)
+    rows: list[list[str]] = []
+    try:
+        for row in reader:
+            if row:
+                rows.append(row)
+            if len(rows) == _SAMPLE_ROWS:
+                break
+    except csv.Error:  # a cell beyond csv's limit: the rows so far tell enough
+        return rows
+    complete = len(data) <= _SNIFFED or len(rows) == _SAMPLE_ROWS or len(rows) < 2
+    return rows if complete else rows[:-1]
+
+
+def _line_numbers(data: bytes, rows: Sequence[str]) -> list[int]:
+    """Physical lines at which the first broken rows begin."""
+    found: set[int] = set()
+    for text in dict.fromkeys(rows):
+        if len(found) >= SHOWN_LINES:
+            break
+        pattern = re.compile(rb"(?:\A|[\r\n])(" + re.escape(text.encode()) + rb")(?=[\r\n]|\Z)")
+        found |= {match.start(1) for match in pattern.finditer(data)}
+    return [data.count(b"\n", 0, start) + 1 for start in sorted(found)[:SHOWN_LINES]]
+
+
+def _put_back(table: pa.Table, sep: str) -> pa.Table:
+    """Undo the stand-in of a long separator inside quoted cells."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    columns = [pc.replace_substring(column, _STAND_IN, sep) for column in table.columns]
+    return pa.table(columns, names=table.column_names)
+
+
+def _long_cells(table: pa.Table, data: bytes) -> tuple[str, ...]:
+    """Warn of cells that swallowed hundreds of lines: most likely a stray quote."""
+    import pyarrow.compute as pc
+
+    if data.count(b"\n") < table.num_rows + _MANY_LINES:
+        return ()
+    worst = max(
+        (pc.max(pc.count_substring(column, "\n")).as_py() or 0 for column in table.columns),
+        default=0,
+    )
+    if worst < _MANY_LINES:
+        return ()
+    return (
+        f"one cell holds {worst:,} lines: if quotes are ordinary characters here, add --quote ''",
+    )

@@ -1,0 +1,189 @@
+"""``adapt.py flat``: files with one row per text."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from utils.adapters.pipeline import (
+    AdaptOptions,
+    Columns,
+    Provenance,
+    adapt_table,
+    check_target,
+)
+from utils.adapters.reading import (
+    SHOWN_LINES,
+    Batch,
+    Reader,
+    ReadOptions,
+    open_reader,
+    select_columns,
+)
+from utils.adapters.sources import SourceFile, expand, known_encoding, open_source
+from utils.errors import UserError
+from utils.paths import Layout
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+FILE_COLUMN = "file"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlatOptions:
+    """What ``adapt.py flat`` is told.
+
+    Parameters
+    ----------
+    paths
+        Files or globs, of one kind.
+    text, classes
+        Column names, comma-separated.
+    split_column
+        A column that holds train, val or test.
+    parents
+        File with the ancestors of the classes.
+    """
+
+    paths: tuple[str, ...]
+    text: str
+    classes: str
+    split_column: str | None = None
+    parents: str | None = None
+    read: ReadOptions = field(default_factory=ReadOptions)
+    adapt: AdaptOptions = field(default_factory=AdaptOptions)
+
+    def recipe(self) -> dict[str, Any]:
+        """The options that decide what the dataset holds, where they are not the defaults."""
+        values = dataclasses.asdict(self)
+        adapt = values.pop("adapt")
+        for key in ("dvc", "force"):
+            adapt.pop(key)
+        flat = {**values, **values.pop("read"), **adapt, **adapt["labels"], **adapt["ratios"]}
+        flat["parents"] = self.parents
+        for key in ("read", "labels", "ratios"):
+            flat.pop(key, None)
+        return {"command": "flat"} | {
+            key: list(value) if isinstance(value, tuple) else value
+            for key, value in sorted(flat.items())
+            if value not in (None, (), False)
+        }
+
+
+def adapt_flat(options: FlatOptions, name: str, layout: Layout) -> dict[str, Any]:
+    """Make a dataset from files.
+
+    Returns
+    -------
+    dict
+        What report.json holds.
+
+    Raises
+    ------
+    UserError
+        Anything about the files or the options that the user can mend.
+    """
+    recipe = options.recipe()
+    check_target(layout, name, recipe, options.adapt)
+    if options.read.encoding:
+        known_encoding(options.read.encoding)
+    adapt = _with_parents(options)
+    batch, columns = _read(options)
+    table = batch.table
+    source = Provenance(
+        recipe=recipe,
+        broken=batch.broken,
+        broken_at=batch.broken_at,
+        encodings=batch.encodings,
+        notes=batch.notes,
+    )
+    del batch
+    return adapt_table(table, columns, name=name, options=adapt, source=source, layout=layout)
+
+
+def _with_parents(options: FlatOptions) -> AdaptOptions:
+    if options.parents is None:
+        return options.adapt
+    from utils.adapters.parents import load_parents
+
+    parents = load_parents(Path(options.parents).expanduser(), None)
+    labels = dataclasses.replace(options.adapt.labels, parents=parents)
+    return dataclasses.replace(options.adapt, labels=labels)
+
+
+def _read(options: FlatOptions) -> tuple[Batch, Columns]:
+    """Read the wanted columns of all files into one table."""
+    sources = [open_source(path) for path in expand(options.paths)]
+    kinds = sorted({source.kind for source in sources})
+    if len(kinds) > 1:
+        raise UserError(
+            f"The files are of several kinds: {', '.join(kinds)}. Adapt one kind at a time."
+        )
+    hints = [*options.text.split(","), *options.classes.split(",")]
+    batches = []
+    for source in sources:
+        reader = open_reader(source, options.read, hints)
+        try:
+            columns = _columns(reader, options)
+        except UserError as error:
+            raise UserError(f"{source.path}: {error.message}") from error
+        batches.append(_read_one(reader, source, columns))
+    return _together(batches), columns
+
+
+def _columns(reader: Reader, options: FlatOptions) -> Columns:
+    return Columns(
+        text=select_columns(options.text, reader.columns),
+        classes=select_columns(options.classes, reader.columns),
+        split=_split_column(reader, options.split_column),
+    )
+
+
+def _split_column(reader: Reader, name: str | None) -> str | None:
+    if name is None or (name == FILE_COLUMN and FILE_COLUMN not in reader.columns):
+        return name
+    found = select_columns(name, reader.columns)
+    if len(found) > 1:
+        raise UserError(f"--split-column takes one column, not {len(found)}.")
+    return found[0]
+
+
+def _read_one(reader: Reader, source: SourceFile, columns: Columns) -> Batch:
+    wanted = dict.fromkeys([*columns.text, *columns.classes])
+    from_name = columns.split == FILE_COLUMN and FILE_COLUMN not in reader.columns
+    if columns.split and not from_name:
+        wanted[columns.split] = None
+    batch = reader.read(list(wanted))
+    if not from_name:
+        return batch
+    import pyarrow as pa
+
+    names = pa.repeat(pa.scalar(source.path.name, pa.large_string()), batch.table.num_rows)
+    return dataclasses.replace(batch, table=batch.table.append_column(FILE_COLUMN, names))
+
+
+def _together(batches: Sequence[Batch]) -> Batch:
+    if len(batches) == 1:
+        return batches[0]
+    return Batch(
+        table=_stacked([batch.table for batch in batches]),
+        broken=sum(batch.broken for batch in batches),
+        broken_at=tuple(at for batch in batches for at in batch.broken_at)[:SHOWN_LINES],
+        encodings=tuple(dict.fromkeys(code for batch in batches for code in batch.encodings)),
+        notes=tuple(dict.fromkeys(note for batch in batches for note in batch.notes)),
+    )
+
+
+def _stacked(tables: Sequence[pa.Table]) -> pa.Table:
+    import pyarrow as pa
+
+    try:
+        return pa.concat_tables(tables, promote_options="permissive")
+    except (pa.ArrowTypeError, pa.ArrowInvalid) as error:
+        raise UserError(
+            f"The files' columns are of different types: {str(error).splitlines()[0]}"
+        ) from error

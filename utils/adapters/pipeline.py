@@ -1,0 +1,355 @@
+"""From a table to a dataset: what all adapters share."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from utils import dvc
+from utils.adapters.labels import BROKEN, EMPTY, ORPHAN, LabelOptions, Labels
+from utils.adapters.report import Drops, build_report
+from utils.adapters.splitting import TRAIN, VAL, Ratios, leaks, random_split, sample, unseen
+from utils.data import SPLITS
+from utils.errors import UserError
+from utils.files import atomic_path, read_json
+from utils.hierarchy import Hierarchy, Ints
+from utils.paths import Layout
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_CHUNK = 1 << 16
+_SPLIT_WORD = re.compile(
+    r"(?:^|[^a-z])(train|training|val|valid|validation|dev|test|testing)(?:[^a-z]|$)"
+)
+_SIDES = {"train": 0, "training": 0, "val": 1, "valid": 1, "validation": 1, "dev": 1,
+          "test": 2, "testing": 2}  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdaptOptions:
+    """How a table becomes a dataset.
+
+    Parameters
+    ----------
+    proportion
+        Share of the rows to use, stratified by path.
+    min_class_size
+        Rows of paths with fewer rows than this are left out.
+    keep_duplicates
+        Keep rows that repeat the text and path of an earlier row.
+    dvc
+        True or False: track with DVC or not; None: if the root is a DVC repository.
+    force
+        Replace a dataset that was made otherwise.
+    """
+
+    labels: LabelOptions = field(default_factory=LabelOptions)
+    ratios: Ratios = field(default_factory=Ratios)
+    seed: int = 0
+    proportion: float = 1.0
+    min_class_size: int = 1
+    keep_duplicates: bool = False
+    dvc: bool | None = None
+    force: bool = False
+
+    def __post_init__(self) -> None:
+        if self.labels.depth is not None and self.labels.depth < 1:
+            raise UserError(f"--depth is {self.labels.depth}: a path has at least 1 level.")
+        if not 0 < self.proportion <= 1:
+            raise UserError(f"--proportion is {self.proportion:g}: it must be above 0, at most 1.")
+        if self.min_class_size < 1:
+            raise UserError(f"--min-class-size is {self.min_class_size}: it must be at least 1.")
+        if self.seed < 0:
+            raise UserError(f"--seed is {self.seed}: it must be 0 or more.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Columns:
+    """Which columns of a table are the text, the classes and (if given) the split."""
+
+    text: tuple[str, ...]
+    classes: tuple[str, ...]
+    split: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Provenance:
+    """Where a table comes from.
+
+    Parameters
+    ----------
+    recipe
+        The command and its options; the same recipe may replace its own dataset.
+    broken, broken_at
+        Rows that could not be read, and where the first are.
+    notes
+        What a person should know.
+    """
+
+    recipe: Mapping[str, Any]
+    broken: int = 0
+    broken_at: tuple[str, ...] = ()
+    encodings: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def check_target(
+    layout: Layout, name: str, recipe: Mapping[str, Any], options: AdaptOptions
+) -> str | None:
+    """Refuse early to write over a dataset that another command made.
+
+    Returns
+    -------
+    str or None
+        What will be replaced, in words.
+
+    Raises
+    ------
+    UserError
+        There is such a dataset and `force` is not set, or DVC is wanted and not there.
+    """
+    folder = layout.dataset(name)
+    if options.dvc and not dvc.is_repository(layout.root):
+        raise UserError(f"{layout.root} is no DVC repository: run 'dvc init' or use --no-dvc.")
+    if not folder.exists():
+        return None
+    report = folder / "report.json"
+    old = read_json(report) if report.exists() else {}
+    rows = old.get("rows", {}).get("kept", "unknown") if isinstance(old, dict) else "unknown"
+    if not options.force and (not isinstance(old, dict) or old.get("recipe") != recipe):
+        raise UserError(
+            f"Dataset {name!r} exists already, made by another command ({folder}). "
+            "Choose another name, or replace it with --force."
+        )
+    return f"replaced the earlier dataset {name!r} ({rows} rows)"
+
+
+def adapt_table(
+    table: pa.Table,
+    columns: Columns,
+    *,
+    name: str,
+    options: AdaptOptions,
+    source: Provenance,
+    layout: Layout,
+) -> dict[str, Any]:
+    """Clean a table, discover its tree, split it and write ``datasets/NAME/``.
+
+    Returns
+    -------
+    dict
+        What report.json holds.
+
+    Raises
+    ------
+    UserError
+        No row or only one class is left, the delimiter is wrong, …
+    """
+    from utils.adapters.columns import encoded, texts_of
+    from utils.adapters.labels import labels_of
+    from utils.data import write_dataset
+
+    replaced = check_target(layout, name, source.recipe, options)
+    texts, control = texts_of(table, columns.text)
+    labels = labels_of(table, columns.classes, options.labels)
+    sides, notes = _given_split(table, columns.split)
+    read = table.num_rows + source.broken
+    del table
+    drops = Drops.none(len(texts))
+    drops.counts["broken_row"] = source.broken
+    _drop_unusable(drops, texts, labels, sides)
+    text_codes, _ = encoded(texts)
+    _drop_rest(drops, text_codes, labels, options)
+    rows = np.flatnonzero(drops.keep)
+    _check_left(rows, read, drops, labels, options)
+    paths, numbers = labels.path_of_row[rows], text_codes[rows]
+    chosen = _sides(sides, rows, paths, numbers, drops, options)
+    rows = np.flatnonzero(drops.keep)
+    hierarchy, codes = _tree(labels, labels.path_of_row[rows])
+    splits = {
+        side: _split_table(texts, rows[chosen == number], codes[chosen == number])
+        for number, side in enumerate(SPLITS)
+    }
+    report = build_report(
+        name=name, recipe=source.recipe, read=read, drops=drops, hierarchy=hierarchy, codes=codes,
+        sides={side: part.num_rows for side, part in splits.items()},
+        extra={
+            "encodings": list(source.encodings), "broken_at": list(source.broken_at),
+            "control_characters": control,
+            "ambiguous_texts": _ambiguous(text_codes[rows], labels.path_of_row[rows]),
+        },
+        notes=[*source.notes, *notes, *_notes(labels, splits, hierarchy, options)],
+    )  # fmt: skip
+    pointers = _pointers(layout.dataset(name))
+    folder = write_dataset(layout, name, hierarchy, splits, report)
+    for file, contents in pointers.items():
+        with atomic_path(folder / file) as temporary:
+            temporary.write_bytes(contents)
+    files = [folder / "hierarchy.json", *(folder / f"{side}.parquet" for side in SPLITS)]
+    dvc.add(layout.root, files, options.dvc)
+    return {**report, "replaced": replaced, "folder": str(folder)}
+
+
+def _given_split(table: pa.Table, column: str | None) -> tuple[NDArray[np.int64] | None, list[str]]:
+    """Side of each row from a column, -1 where it names none."""
+    from utils.adapters.columns import encoded, strings
+
+    if column is None:
+        return None, []
+    import pyarrow.compute as pc
+
+    codes, values = encoded(pc.fill_null(strings(table[column]), ""))
+    words: list[str] = values.to_pylist()
+    found = np.array([_side_of(word) for word in words], dtype=np.int64)
+    if TRAIN not in found:
+        shown = ", ".join(map(repr, words[:5]))
+        raise UserError(
+            f"Column {column!r} names no training rows. It holds {shown}; "
+            "train, val and test are understood."
+        )
+    other = [word for word, side in zip(words, found, strict=True) if side < 0 and word]
+    notes = [f"split column {column!r}: not understood: {', '.join(other[:5])}"] if other else []
+    return found[codes], notes
+
+
+def _side_of(value: str) -> int:
+    match = _SPLIT_WORD.search(value.lower())
+    return _SIDES[match.group(1)] if match else -1
+
+
+def _drop_unusable(
+    drops: Drops, texts: pa.ChunkedArray, labels: Labels, sides: NDArray[np.int64] | None
+) -> None:
+    import pyarrow.compute as pc
+
+    drops.drop("empty_text", pc.equal(texts, "").to_numpy())
+    for reason, code in (("empty_path", EMPTY), ("broken_path", BROKEN), ("no_parent", ORPHAN)):
+        drops.drop(reason, labels.path_of_row == code)
+    if sides is not None:
+        drops.drop("no_split", sides < 0)
+
+
+def _drop_rest(
+    drops: Drops, text_codes: NDArray[np.int64], labels: Labels, options: AdaptOptions
+) -> None:
+    """Leave out repeated rows, small classes, and what `proportion` does not want."""
+    if not options.keep_duplicates:
+        rows = np.flatnonzero(drops.keep)
+        keys = text_codes[rows] * max(len(labels.paths), 1) + labels.path_of_row[rows]
+        repeated = np.ones(len(rows), dtype=bool)
+        repeated[np.unique(keys, return_index=True)[1]] = False
+        drops.drop_kept("duplicate", repeated)
+    if options.min_class_size > 1:
+        paths = labels.path_of_row[drops.keep]
+        drops.drop_kept("small_class", np.bincount(paths)[paths] < options.min_class_size)
+    if options.proportion < 1:
+        kept = drops.keep
+        wanted = sample(
+            labels.path_of_row[kept], text_codes[kept], options.proportion, options.seed
+        )
+        drops.drop_kept("not_sampled", ~wanted)
+
+
+def _check_left(
+    rows: NDArray[np.int64], read: int, drops: Drops, labels: Labels, options: AdaptOptions
+) -> None:
+    if not read:
+        raise UserError("The input has a header but no rows.")
+    if not len(rows):
+        raise UserError(f"None of the {read:,} rows can be used: {drops.explained()}.")
+    paths = labels.paths[np.unique(labels.path_of_row[rows])]
+    label = options.labels
+    if label.delimiter and label.depth != 1 and label.parents is None and paths.shape[1] > 1:
+        paths = paths[:, : max(int((paths >= 0).sum(axis=1).max()), 1)]
+    if label.delimiter and label.depth != 1 and label.parents is None and paths.shape[1] == 1:
+        raise UserError(
+            f"With the delimiter {label.delimiter!r} every path has one level only "
+            f"(the first is {labels.names[paths[0][0]]!r}). Check --delimiter, or leave it out."
+        )
+    if len(paths) == 1:
+        only = " > ".join(labels.names[code] for code in paths[0] if code >= 0)
+        raise UserError(
+            f"All {len(rows):,} usable rows have one class, {only!r}: there is nothing to learn. "
+            "Check the class columns, --depth and --min-class-size."
+        )
+
+
+def _sides(
+    given: NDArray[np.int64] | None,
+    rows: NDArray[np.int64],
+    paths: NDArray[np.int64],
+    texts: NDArray[np.int64],
+    drops: Drops,
+    options: AdaptOptions,
+) -> NDArray[np.int64]:
+    """Side of each row that is kept in the end; a given split may cost rows."""
+    if given is None:
+        return random_split(paths, texts, options.ratios, options.seed)
+    side = given[rows]
+    leaked = leaks(side, texts)
+    drops.drop_kept("leaked", leaked)
+    side, paths, texts = side[~leaked], paths[~leaked], texts[~leaked]
+    strange = unseen(side, paths)
+    drops.drop_kept("unseen_class", strange)
+    side, paths, texts = side[~strange], paths[~strange], texts[~strange]
+    if not (side == VAL).any():
+        train = side == TRAIN
+        share = options.ratios.val / (options.ratios.train + options.ratios.val)
+        inner = Ratios(train=1 - share, val=share)
+        side[train] = random_split(paths[train], texts[train], inner, options.seed)
+    return side
+
+
+def _tree(labels: Labels, path_of_row: NDArray[np.int64]) -> tuple[Hierarchy, Ints]:
+    """The tree of the paths in use, and the codes of the rows."""
+    import pyarrow as pa
+
+    used, place = np.unique(path_of_row, return_inverse=True)
+    names = pa.array(labels.names, pa.string())
+    columns = [names.take(pa.array(column, mask=column < 0)) for column in labels.paths[used].T]
+    hierarchy, codes = Hierarchy.from_paths(columns)
+    return hierarchy, codes[place]
+
+
+def _split_table(texts: pa.ChunkedArray, rows: NDArray[np.int64], codes: Ints) -> pa.Table:
+    import pyarrow as pa
+
+    picked = [
+        part.cast(pa.string())  # in pieces: a plain string array holds 2 GiB at most
+        for start in range(0, len(rows), _CHUNK)
+        for part in texts.take(pa.array(rows[start : start + _CHUNK])).chunks
+    ]
+    lengths = (codes >= 0).sum(axis=1)
+    offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    lists = pa.ListArray.from_arrays(pa.array(offsets), pa.array(codes[codes >= 0]))
+    return pa.table({"name": pa.chunked_array(picked, pa.string()), "codes": lists})
+
+
+def _ambiguous(texts: NDArray[np.int64], paths: NDArray[np.int64]) -> int:
+    """How many texts stand under several paths."""
+    pairs = np.unique(np.stack([texts, paths]), axis=1)[0] if len(texts) else texts
+    return int((np.unique(pairs, return_counts=True)[1] > 1).sum())
+
+
+def _notes(
+    labels: Labels, splits: Mapping[str, pa.Table], hierarchy: Hierarchy, options: AdaptOptions
+) -> list[str]:
+    notes = [labels.note] if labels.note else []
+    notes += [f"{side} is empty" for side, part in splits.items() if not part.num_rows]
+    depth = options.labels.depth
+    if depth is not None and depth > hierarchy.depth:
+        notes.append(f"--depth {depth}: the longest path has {hierarchy.depth} levels")
+    return notes
+
+
+def _pointers(folder: Path) -> dict[str, bytes]:
+    """DVC's small files of the dataset that is about to be replaced: they must survive."""
+    kept = [*folder.glob("*.dvc"), *folder.glob(".gitignore")]
+    return {file.name: file.read_bytes() for file in kept}

@@ -1,0 +1,197 @@
+"""Read tables: any of the supported kinds of file to an Arrow table of the wanted columns."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+from utils.adapters.sources import SourceFile
+from utils.errors import UserError, unknown
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+SHOWN_LINES = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadOptions:
+    """How files are read; None means: find out.
+
+    Parameters
+    ----------
+    sep
+        Separator of a text table; more than one character is allowed.
+    quote
+        Quote character of a text table, "" for none.
+    header
+        False: a text table without a header; its columns are called 0, 1, 2, …
+    lines
+        Regular expression with named groups: each line is a row, each group a column.
+    records
+        Keys of a JSON object under which the rows lie.
+    sheet
+        Sheet of a workbook.
+    """
+
+    encoding: str | None = None
+    sep: str | None = None
+    quote: str = '"'
+    header: bool = True
+    lines: str | None = None
+    records: tuple[str, ...] = ()
+    sheet: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Batch:
+    """What came out of one or more files.
+
+    Parameters
+    ----------
+    table
+        The wanted columns; in text formats all are strings.
+    broken
+        Rows that could not be read and are not in `table`.
+    broken_at
+        Where the first of them are.
+    """
+
+    table: pa.Table
+    broken: int = 0
+    broken_at: tuple[str, ...] = ()
+    encodings: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+class Reader(Protocol):
+    """One opened file: its columns are known, its rows are not read yet."""
+
+    columns: tuple[str, ...]
+
+    def read(self, wanted: Sequence[str]) -> Batch:
+        """Read the wanted columns."""
+
+
+def open_reader(source: SourceFile, options: ReadOptions, hints: Sequence[str]) -> Reader:
+    """Open a file with the reader of its kind.
+
+    Parameters
+    ----------
+    hints
+        Names that the user expects among the columns; they settle the separator and the shape
+        of JSON where several would do.
+    """
+    from utils.adapters import columnar, delimited, json_files
+
+    if options.lines:
+        return delimited.LineReader(source, options)
+    if source.kind == "csv":
+        return delimited.CsvReader(source, options, hints)
+    if source.kind == "jsonl":
+        return json_files.JsonLinesReader(source, options)
+    if source.kind == "json":
+        return json_files.open_json(source, options, hints)
+    if source.kind == "xlsx":
+        return columnar.WorkbookReader(source, options)
+    return (
+        columnar.ParquetReader(source) if source.kind == "parquet" else columnar.ArrowReader(source)
+    )
+
+
+def select_columns(spec: str, columns: Sequence[str], kind: str = "column") -> tuple[str, ...]:
+    """Resolve ``"A,B"`` to column names; a name that holds a comma itself is matched first.
+
+    Raises
+    ------
+    UserError
+        A name is no column.
+    """
+    parts = spec.split(",")
+    chosen: list[str] = []
+    start = 0
+    while start < len(parts):
+        for end in range(len(parts), start, -1):
+            name = _matching(",".join(parts[start:end]), columns)
+            if name is not None:
+                break
+        else:
+            raise unknown(kind, parts[start].strip() or spec, columns)
+        if list(columns).count(name) > 1:
+            raise UserError(f"Column {name!r} stands more than once in the header. Rename one.")
+        chosen.append(name)
+        start = end
+    return tuple(dict.fromkeys(chosen))
+
+
+def _matching(name: str, columns: Sequence[str]) -> str | None:
+    if name in columns:
+        return name
+    stripped = name.strip()
+    return next((column for column in columns if column.strip() == stripped), None)
+
+
+@dataclass(kw_only=True)
+class BrokenRows:
+    """Counts rows that cannot be read and remembers where the first ones are."""
+
+    count: int = 0
+    places: list[str] = field(default_factory=list)
+
+    def add(self, place: str) -> None:
+        """Count one row."""
+        self.count += 1
+        if len(self.places) < SHOWN_LINES:
+            self.places.append(place)
+
+
+def to_array(values: Sequence[Any]) -> pa.Array:
+    """Make a column of strings, or of lists of strings, from any Python values."""
+    import pyarrow as pa
+
+    if any(isinstance(value, list | tuple) for value in values):
+        lists = [
+            [_plain(item) for item in value] if isinstance(value, list | tuple)
+            else None if value is None else [_plain(value)]
+            for value in values
+        ]  # fmt: skip
+        return pa.array(lists, pa.large_list(pa.large_string()))
+    try:
+        return pa.array(values, pa.large_string())
+    except (pa.ArrowException, UnicodeEncodeError, TypeError):
+        return pa.array([_plain(value) for value in values], pa.large_string())
+
+
+def _plain(value: Any) -> str | None:
+    """One cell as a string; what is missing or no single value becomes None."""
+    if value is None or isinstance(value, dict | list | tuple) or value != value:
+        return None
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return str(value).encode("utf-8", "replace").decode("utf-8")
+
+
+def numbered(count: int) -> tuple[str, ...]:
+    """Names for columns that have none: 0, 1, 2, …"""
+    return tuple(map(str, range(count)))
+
+
+def line_pattern(pattern: str) -> re.Pattern[str]:
+    """Compile the pattern of ``--lines``.
+
+    Raises
+    ------
+    UserError
+        It is no regular expression, or has no named groups.
+    """
+    try:
+        compiled = re.compile(pattern)
+    except re.error as error:
+        raise UserError(f"--lines {pattern!r} is no regular expression: {error}.") from error
+    if not compiled.groupindex:
+        raise UserError(
+            f"--lines {pattern!r} has no named groups. Write (?P<label>…) and (?P<text>…)."
+        )
+    return compiled

@@ -1,0 +1,303 @@
+"""Files as bytes: which ones, what kind, unpacked, and decoded to UTF-8."""
+
+from __future__ import annotations
+
+import bz2
+import codecs
+import glob
+import gzip
+import lzma
+import re
+import zipfile
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from utils.errors import UserError
+
+KINDS = {
+    ".csv": "csv", ".tsv": "csv", ".tab": "csv", ".psv": "csv", ".txt": "csv", ".dat": "csv",
+    ".json": "json", ".jsonl": "jsonl", ".ndjson": "jsonl",
+    ".parquet": "parquet", ".pq": "parquet",
+    ".feather": "arrow", ".arrow": "arrow", ".ipc": "arrow", ".arrows": "arrow",
+    ".xlsx": "xlsx", ".xlsm": "xlsx",
+}  # fmt: skip
+TEXT_KINDS = ("csv", "json", "jsonl")
+_MAGIC = {
+    b"PAR1": ("parquet", "a Parquet file"),
+    b"ARROW1": ("arrow", "an Arrow file"),
+    b"PK\x03\x04": ("xlsx", "a zip or xlsx file"),
+    b"\x1f\x8b": ("", "a gzip file"),
+    b"BZh": ("", "a bzip2 file"),
+    b"\xfd7zXZ": ("", "an xz file"),
+    b"\x89PNG": ("", "a PNG image"),
+    b"\xff\xd8\xff": ("", "a JPEG image"),
+    b"%PDF": ("", "a PDF document"),
+    b"\xd0\xcf\x11\xe0": ("", "an old Office document: save it as xlsx or csv"),
+}
+_UNPACKERS: dict[str, Callable[[bytes], bytes]] = {
+    ".gz": gzip.decompress,
+    ".bz2": bz2.decompress,
+    ".xz": lzma.decompress,
+}
+_HEAD = 1 << 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceFile:
+    """One input file: where it lies, how it is read, and its bytes if it was packed."""
+
+    path: Path
+    kind: str
+    packed: bytes | None = None
+
+    def contents(self) -> bytes:
+        """Return the (unpacked) contents."""
+        return self.path.read_bytes() if self.packed is None else self.packed
+
+    def head(self) -> bytes:
+        """Return the first 64 KiB of the (unpacked) contents."""
+        if self.packed is not None:
+            return self.packed[:_HEAD]
+        with self.path.open("rb") as stream:
+            return stream.read(_HEAD)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoded:
+    """A text file in UTF-8, and what it was before."""
+
+    data: bytes
+    encoding: str
+    note: str | None = None
+
+
+def expand(patterns: Sequence[str]) -> list[Path]:
+    """Resolve paths and globs to files.
+
+    Raises
+    ------
+    UserError
+        A path does not exist, is a folder, or a glob matches nothing.
+    """
+    files: list[Path] = []
+    for pattern in patterns:
+        path = Path(pattern).expanduser()
+        if path.is_dir():
+            raise UserError(
+                f"{pattern} is a folder. Name its files, for example '{pattern}/*.csv'."
+            )
+        if path.exists():
+            files.append(path)
+            continue
+        found = sorted(Path(name) for name in glob.glob(str(path), recursive=True))  # noqa: PTH207
+        if not found:
+            raise UserError(f"No such file: {pattern}.{_neighbours(path)}")
+        files.extend(name for name in found if name.is_file())
+    return list(dict.fromkeys(files))
+
+
+def _neighbours(path: Path) -> str:
+    import difflib
+
+    if not path.parent.is_dir():
+        return f" The folder {path.parent} does not exist either."
+    names = [other.name for other in path.parent.iterdir()]
+    close = difflib.get_close_matches(path.name, names, n=1)
+    return f" Did you mean {path.parent / close[0]}?" if close else ""
+
+
+def open_source(path: Path, kind: str | None = None) -> SourceFile:
+    """Find out what a file is, and unpack it if it is compressed.
+
+    Parameters
+    ----------
+    kind
+        The kind to use whatever the file's name says.
+
+    Raises
+    ------
+    UserError
+        The file is empty, unreadable, or not what its name says.
+    """
+    try:
+        if not path.stat().st_size:
+            raise UserError(f"{path} is empty.")
+        name, packed = _unpack(path)
+    except OSError as error:
+        raise UserError(f"Cannot read {path}: {error.strerror or error}.") from error
+    source = SourceFile(path=path, kind="csv", packed=packed)
+    head = source.head()
+    if not head.strip(b"\xef\xbb\xbf \t\r\n"):
+        raise UserError(f"{path} is empty.")
+    known = kind or KINDS.get(Path(name).suffix.lower()) or _sniffed(head)
+    _refuse_foreign(path, known, head)
+    return SourceFile(path=path, kind=known, packed=packed)
+
+
+def _unpack(path: Path) -> tuple[str, bytes | None]:
+    suffix = path.suffix.lower()
+    try:
+        if suffix == ".zip":
+            return _unzip(path)
+        if suffix in _UNPACKERS:
+            return path.stem, _UNPACKERS[suffix](path.read_bytes())
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        lzma.LZMAError,
+        EOFError,
+        OSError,
+        RuntimeError,
+    ) as error:
+        raise UserError(f"Cannot unpack {path}: {error}.") from error
+    return path.name, None
+
+
+def _unzip(path: Path) -> tuple[str, bytes]:
+    with zipfile.ZipFile(path) as archive:
+        names = [
+            info.filename
+            for info in archive.infolist()
+            if not info.is_dir() and "__MACOSX" not in info.filename
+            and not Path(info.filename).name.startswith(".")
+        ]  # fmt: skip
+        if len(names) != 1:
+            shown = ", ".join(names[:5]) or "no file"
+            raise UserError(f"{path} holds {shown}: unpack it and name the files to read.")
+        return names[0], archive.read(names[0])
+
+
+def _sniffed(head: bytes) -> str:
+    for magic, (kind, _) in _MAGIC.items():
+        if kind and head.startswith(magic):
+            return kind
+    start = head.lstrip(b"\xef\xbb\xbf \t\r\n")
+    return "json" if start[:1] in (b"{", b"[") else "csv"
+
+
+def _refuse_foreign(path: Path, kind: str, head: bytes) -> None:
+    """Refuse contents that the file's name does not announce."""
+    for magic, (found, words) in _MAGIC.items():
+        if head.startswith(magic) and found != kind:
+            raise UserError(f"{path} is {words}, not {kind.upper()}. Give it the right ending.")
+    if kind == "parquet" and not head.startswith(b"PAR1"):
+        raise UserError(f"{path} is not a Parquet file, whatever its name says.")
+    if kind in TEXT_KINDS and not _is_text(head):
+        raise UserError(f"{path} is a binary file, not {kind.upper()}.")
+
+
+def _is_text(head: bytes) -> bool:
+    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return True
+    if b"\0" in head and not _utf16_guess(head):
+        # A NUL or two among letters is dirt, not a binary file.
+        return head.count(b"\0") * 200 < len(head)
+    control = sum(head.count(bytes([code])) for code in range(1, 32) if code not in (9, 10, 12, 13))
+    return control * 20 < len(head)
+
+
+def _utf16_guess(head: bytes) -> str | None:
+    """UTF-16 without a mark: every other byte of mostly Latin text is NUL."""
+    even, odd = head[::2].count(0), head[1::2].count(0)
+    half = len(head) // 2 or 1
+    if odd > 0.6 * half and even < 0.1 * half:
+        return "utf-16-le"
+    return "utf-16-be" if even > 0.6 * half and odd < 0.1 * half else None
+
+
+def decode(source: SourceFile, encoding: str | None) -> Decoded:
+    """Bring a text file to UTF-8.
+
+    Without `encoding`: a byte-order mark, then strict UTF-8, then UTF-8 with a few broken bytes,
+    then what `charset_normalizer` finds in the lines that are not ASCII, then cp1252, latin-1.
+
+    Raises
+    ------
+    UserError
+        The given encoding does not exist or does not fit.
+    """
+    data = source.contents()
+    if encoding:
+        return _decode_as(source.path, data, encoding)
+    if marked := _marked(data):
+        return _decode_as(source.path, data, marked)
+    if _is_utf8(data):
+        return Decoded(data=data.removeprefix(codecs.BOM_UTF8), encoding="utf-8")
+    return _rescued(data) or _guessed(data)
+
+
+def known_encoding(encoding: str) -> str:
+    """Return Python's name of an encoding, or raise `UserError`."""
+    try:
+        return codecs.lookup(encoding).name
+    except LookupError as error:
+        raise UserError(
+            f"Unknown encoding {encoding!r}. Try utf-8, utf-16, cp1252, cp1250, latin-1, …"
+        ) from error
+
+
+def _decode_as(path: Path, data: bytes, encoding: str) -> Decoded:
+    name = known_encoding(encoding)
+    try:
+        text = data.decode(name)
+    except (UnicodeError, AssertionError) as error:
+        place = f" at byte {error.start}" if isinstance(error, UnicodeDecodeError) else ""
+        raise UserError(
+            f"{path} is not {encoding}: it cannot be decoded{place}. "
+            "Give the right --encoding, or leave it out to have it detected."
+        ) from error
+    return Decoded(data=text.removeprefix("\ufeff").encode("utf-8", "replace"), encoding=name)
+
+
+def _marked(data: bytes) -> str | None:
+    if data.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
+        return "utf-32"
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return "utf-16"
+    return _utf16_guess(data[:_HEAD]) if b"\0" in data[:_HEAD] else None
+
+
+def _is_utf8(data: bytes) -> bool:
+    check = codecs.getincrementaldecoder("utf-8")()
+    view = memoryview(data)
+    try:
+        for start in range(0, len(data), 1 << 22):
+            check.decode(view[start : start + (1 << 22)])
+        check.decode(b"", final=True)
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _rescued(data: bytes) -> Decoded | None:
+    """UTF-8 in which a few bytes are broken: at most one for ten good characters."""
+    text = data.decode("utf-8", "replace")
+    broken = text.count("\ufffd") - data.count("\ufffd".encode())
+    good = sum(map(len, re.findall(r"[^\x00-\x7f\ufffd]+", text)))
+    if broken * 10 > good:
+        return None
+    note = f"{broken:,} bytes are not UTF-8 and were replaced by �"
+    return Decoded(data=text.encode("utf-8"), encoding="utf-8", note=note)
+
+
+def _guessed(data: bytes) -> Decoded:
+    candidates = [_normalizer_guess(data), "cp1252", "latin-1"]
+    for encoding in filter(None, candidates):
+        try:
+            text = data.decode(encoding)
+        except (UnicodeError, LookupError):
+            continue
+        note = f"the encoding was guessed: {encoding}; give --encoding if names look wrong"
+        return Decoded(data=text.encode("utf-8", "replace"), encoding=encoding, note=note)
+    raise AssertionError("latin-1 decodes everything")
+
+
+def _normalizer_guess(data: bytes) -> str | None:
+    from charset_normalizer import from_bytes
+
+    lines = re.findall(rb"[^\n]*[\x80-\xff][^\n]*", data[: 1 << 22])
+    sample = b"\n".join(lines)[:_HEAD]
+    best = from_bytes(sample, threshold=0.3).best()
+    return best.encoding if best else None

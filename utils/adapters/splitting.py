@@ -1,0 +1,137 @@
+"""Which row goes where: stratified, equal texts together, every class in train."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from utils.errors import UserError
+
+Ints = NDArray[np.int64]
+TRAIN, VAL, TEST = 0, 1, 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ratios:
+    """Shares of train and val; test gets the rest."""
+
+    train: float = 0.8
+    val: float = 0.1
+
+    @property
+    def test(self) -> float:
+        """Share of test."""
+        return max(round(1 - self.train - self.val, 12), 0.0)
+
+    @classmethod
+    def checked(cls, train: float | None, val: float | None) -> Ratios:
+        """Fill in what was not given: 8:1:1; with `train` alone, val and test share the rest.
+
+        Raises
+        ------
+        UserError
+            A ratio is out of range, or both together exceed 1.
+        """
+        first = 0.8 if train is None else train
+        second = (1 - first) / 2 if val is None else val
+        for name, value in (("--train-ratio", first), ("--val-ratio", second)):
+            if not 0 < value < 1:
+                raise UserError(f"{name} is {value:g}: it must lie between 0 and 1.")
+        if first + second > 1 + 1e-9:
+            raise UserError(
+                f"--train-ratio {first:g} and --val-ratio {second:g} sum to {first + second:g}: "
+                "at most 1 is possible, test gets the rest."
+            )
+        return cls(train=first, val=second)
+
+
+def random_split(paths: Ints, texts: Ints, ratios: Ratios, seed: int) -> Ints:
+    """Split rows at random, stratified by path.
+
+    Equal texts come to the same side. Each path gives val and test their shares up to rounding;
+    remainders pass on from path to path, so that the whole is as asked. Every path has a row in
+    train; a path with one text is in train only.
+
+    Parameters
+    ----------
+    paths, texts
+        Number of each row's path, and of its text; shape (rows,).
+
+    Returns
+    -------
+    Ints
+        0 train, 1 val, 2 test; shape (rows,).
+    """
+    generator = np.random.default_rng(seed)
+    _, first, group = np.unique(texts, return_index=True, return_inverse=True)
+    stratum = paths[first]
+    order = _shuffled_by(stratum, generator)
+    alone = np.bincount(stratum)[stratum[order]] == 1
+    shared = order[~alone]
+    side = np.full(len(first), TRAIN, dtype=np.int64)
+    side[shared] = _spread(len(shared), ratios, generator.random())
+    rows = side[group]
+    side[group[_first_rows(paths, rows, generator)]] = TRAIN
+    return side[group]
+
+
+def _shuffled_by(stratum: Ints, generator: np.random.Generator) -> Ints:
+    """Order in which strata follow each other at random, and so do the members of each."""
+    place = generator.permutation(int(stratum.max(initial=0)) + 1)
+    return np.lexsort((generator.random(len(stratum)), place[stratum]))
+
+
+def _spread(count: int, ratios: Ratios, start: float) -> Ints:
+    """Deal val and test evenly along a line of `count` places, beginning at a random phase."""
+    places = np.arange(count + 1)
+    aside = ratios.val + ratios.test
+    evaluated = np.diff(np.floor(places * aside + start + 1e-9)).astype(np.int64)
+    ordinal = np.cumsum(evaluated)
+    share = ratios.test / aside if aside else 0.0
+    tests = np.diff(np.floor(np.arange(len(places) + 1) * share + 0.5 + 1e-9)).astype(np.int64)
+    return evaluated * (VAL + tests[np.maximum(ordinal - 1, 0)])
+
+
+def _first_rows(paths: Ints, sides: Ints, generator: np.random.Generator) -> Ints:
+    """One row, at random, of each path that has none in train."""
+    there = np.zeros(int(paths.max(initial=0)) + 1, dtype=bool)
+    there[paths[sides == TRAIN]] = True
+    missing = generator.permutation(np.flatnonzero(~there[paths]))
+    return missing[np.unique(paths[missing], return_index=True)[1]]
+
+
+def sample(paths: Ints, texts: Ints, proportion: float, seed: int) -> NDArray[np.bool_]:
+    """Keep a share of the rows, stratified by path; at least one row of each path.
+
+    Returns
+    -------
+    NDArray[np.bool_]
+        True for the rows to keep; shape (rows,). Equal texts stay or go together.
+    """
+    if proportion >= 1:
+        return np.ones(len(paths), dtype=bool)
+    generator = np.random.default_rng([seed, 1])
+    _, first, group = np.unique(texts, return_index=True, return_inverse=True)
+    order = _shuffled_by(paths[first], generator)
+    places = np.arange(len(first) + 1)
+    kept = np.zeros(len(first), dtype=bool)
+    kept[order] = np.diff(np.floor(places * proportion + generator.random() + 1e-9)) > 0
+    rows = np.where(kept[group], TRAIN, TEST)
+    kept[group[_first_rows(paths, rows, generator)]] = True
+    return kept[group]
+
+
+def leaks(sides: Ints, texts: Ints) -> NDArray[np.bool_]:
+    """Rows of a given split whose text stands on an earlier side too (train, val, test)."""
+    best = np.full(int(texts.max(initial=0)) + 1, TEST, dtype=np.int64)
+    np.minimum.at(best, texts, sides)
+    return sides > best[texts]
+
+
+def unseen(sides: Ints, paths: Ints) -> NDArray[np.bool_]:
+    """Rows of val and test whose path train does not have."""
+    there = np.zeros(int(paths.max(initial=0)) + 1, dtype=bool)
+    there[paths[sides == TRAIN]] = True
+    return ~there[paths]
