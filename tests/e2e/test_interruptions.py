@@ -1,0 +1,132 @@
+"""Training that is killed, and disks that refuse: real processes, real mounts."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.helpers_torch import tiny_encoder
+from tests.tiny import tiny_rows, write_rows
+from utils.checkpoints import read_checkpoint
+from utils.files import TEMPORARY_PREFIX
+from utils.paths import PROJECT_ROOT, Layout
+
+pytestmark = pytest.mark.slow
+
+
+def command(root: Path, *arguments: str) -> tuple[list[str], dict[str, str]]:
+    argv = [sys.executable, str(PROJECT_ROOT / "train.py"), "-d", "tiny", "--no-dvc", *arguments]
+    return argv, os.environ | {"KTT_ROOT": str(root)}
+
+
+def run(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    argv, environment = command(root, *arguments)
+    return subprocess.run(argv, env=environment, capture_output=True, text=True, check=False)
+
+
+def project(root: Path) -> Layout:
+    layout = Layout(root)
+    write_rows(layout, "tiny", *tiny_rows(1400))
+    settings = {"encoder": str(tiny_encoder(root)), "max_len": 16, "epochs": 4}
+    (root / "hyperparameters.json").write_text(json.dumps({"db_bhcn": settings}))
+    return layout
+
+
+def check_visible(layout: Layout) -> None:
+    for path in layout.weights.rglob("[!.]*.pt"):
+        read_checkpoint(path, training=True)
+    for path in layout.weights.rglob("[!.]*.json"):
+        json.loads(path.read_text())
+
+
+def test_resumed_after_kills_equals_never_killed(tmp_path: Path) -> None:
+    whole = project(tmp_path / "whole")
+    started = time.monotonic()
+    done = run(whole.root, "-m", "db_bhcn")
+    assert done.returncode == 0, done.stderr
+    duration = time.monotonic() - started
+    (metrics,) = whole.weights.rglob("*_metrics.json")
+
+    killed = project(tmp_path / "killed")
+    moments = random.Random(0)
+    kills = 0
+    for _ in range(6):
+        argv, environment = command(killed.root, "-m", "db_bhcn", "--resume")
+        with subprocess.Popen(
+            argv, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        ) as process:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(moments.uniform(0.3, 0.9) * duration)
+            if process.poll() is None:
+                os.kill(process.pid, signal.SIGKILL)
+                kills += 1
+        check_visible(killed)
+        if list(killed.weights.rglob("*_metrics.json")):
+            break
+    else:
+        assert run(killed.root, "-m", "db_bhcn", "--resume").returncode == 0
+    assert kills >= 1
+    (resumed,) = killed.weights.rglob("*_metrics.json")
+    assert json.loads(resumed.read_text())["test"] == json.loads(metrics.read_text())["test"]
+    again = run(killed.root, "-m", "db_bhcn", "--resume")
+    assert again.returncode == 1
+    assert "is complete" in again.stderr
+
+
+@contextlib.contextmanager
+def mounted(folder: Path, options: str) -> Iterator[None]:
+    folder.mkdir(parents=True, exist_ok=True)
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)],
+        capture_output=True,
+        check=False,
+    )
+    if done.returncode:
+        pytest.skip("needs the right to mount")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+@pytest.mark.parametrize("model", ["tfidf_lsgd", "db_bhcn"])
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [("size=16k", "No space left on device"), ("ro", "Read-only file system")],
+)
+def test_disks_that_refuse(tmp_path: Path, model: str, options: str, reason: str) -> None:
+    layout = project(tmp_path / "root")
+    with mounted(layout.weights, options):
+        done = run(layout.root, "-m", model)
+        left = [path for path in layout.weights.rglob("*") if path.is_file()]
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("Error: Cannot write")
+    assert reason in line
+    assert left == []
+
+
+def test_a_killed_runs_leavings_are_hidden(tmp_path: Path) -> None:
+    layout = project(tmp_path / "root")
+    argv, environment = command(layout.root, "-m", "tfidf_lsgd")
+    for delay in (0.8, 1.2, 1.6, 2.0):
+        with subprocess.Popen(argv, env=environment, stdout=subprocess.DEVNULL) as process:
+            time.sleep(delay)
+            process.kill()
+        check_visible(layout)
+        for path in layout.weights.rglob("*"):
+            assert (
+                path.is_dir()
+                or path.suffix in (".pt", ".json")
+                or path.name.startswith(TEMPORARY_PREFIX)
+            )
