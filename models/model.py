@@ -312,7 +312,10 @@ class Model(ABC):
     def export_classifier(self, folder: Path) -> None:
         """Write a self-contained classifier for `utils.classifier`: no training framework."""
         folder.mkdir(parents=True, exist_ok=True)
-        scorer = self.write_scorer(folder)
+        self.write_description(folder, self.write_scorer(folder))
+
+    def write_description(self, folder: Path, scorer: dict[str, Any]) -> None:
+        """Write hierarchy.json and manifest.json beside a scorer with this manifest entry."""
         self.hierarchy.save(folder / "hierarchy.json")
         write_json(
             folder / "manifest.json",

@@ -33,6 +33,7 @@ def key(
     high: float | None = None,
     above: float | None = None,
     choices: Sequence[Any] | None = None,
+    location: bool = False,
     note: str = "",
 ) -> Any:
     """Declare a hyperparameter with its default, its bounds and a word on its meaning.
@@ -47,10 +48,15 @@ def key(
         Exclusive lower bound.
     choices
         All allowed values.
+    location
+        The value may be a path, of which only the name is ever written down.
     note
         One line for people.
     """
-    bounds = {"low": low, "high": high, "above": above, "choices": choices, "note": note}
+    bounds = {
+        "low": low, "high": high, "above": above, "choices": choices, "location": location,
+        "note": note,
+    }  # fmt: skip
     return dataclasses.field(default=default, metadata=bounds)
 
 
@@ -162,8 +168,14 @@ def load_config(
 
 
 def config_to_dict(config: ModelConfig) -> dict[str, Any]:
-    """Plain values of a configuration, for JSON."""
+    """Plain values of a configuration, for JSON; of a folder's path only its name."""
     return {
-        name: list(value) if isinstance(value, tuple) else value
-        for name, value in dataclasses.asdict(config).items()
+        field.name: _plain(getattr(config, field.name), field.metadata)
+        for field in dataclasses.fields(config)
     }
+
+
+def _plain(value: Any, bounds: Mapping[str, Any]) -> Any:
+    if bounds.get("location") and value[:1] in ("/", ".", "~"):
+        return Path(value).expanduser().resolve().name
+    return list(value) if isinstance(value, tuple) else value
