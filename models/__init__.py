@@ -5,6 +5,7 @@ A model's folder, its module and its block in hyperparameters.json have the regi
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,10 @@ from utils.errors import unknown
 
 if TYPE_CHECKING:
     from models.model import Model
+
+# Read when torch is imported. Threads that wait for each other by spinning make training ten
+# times slower as soon as another process wants a core.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 MODELS: dict[str, str] = {
     "db_bhcn": "models.db_bhcn.db_bhcn:DB_BHCN",

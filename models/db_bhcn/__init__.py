@@ -1,0 +1,1 @@
+"""DB_BHCN: an encoder with a branched hierarchical classifier."""

@@ -1,0 +1,426 @@
+"""The base of the encoder models: a subclass gives a head, everything else is here."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from models.model import Epoch, Model, Progress
+from utils import onnx_export
+from utils.checkpoints import TRAINING, Arrays
+from utils.config import ModelConfig, key
+from utils.data import Split
+from utils.decode import Floats
+from utils.encoders import POOLINGS, Encoder, EncoderSpec, build_encoder, load_encoder
+from utils.errors import UserError
+from utils.files import atomic_dir
+from utils.hierarchy import Hierarchy
+from utils.tokenizer import TextTokenizer, TokenRows
+from utils.training import (
+    Run,
+    best_device,
+    bf16_is_fast,
+    fill_optimizer,
+    learning_rate_factor,
+    make_optimizer,
+    optimizer_arrays,
+    seeded,
+    training_batches,
+)
+
+log = logging.getLogger(__name__)
+
+WINDOW_ROWS = 4096  # rows scored before any of them is handed on
+WINDOW_CELLS = 20_000_000  # scores held meanwhile
+GROUP = 32  # neighbouring features averaged into one column of the reference set
+CLIP = 1.0
+TOKENIZER = "tokenizer"
+
+BEST_METRICS = (
+    "leaf_accuracy", "leaf_macro_f1", "path_accuracy", "hierarchical_f1", "level_1_accuracy",
+    "nll",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderConfig(ModelConfig):
+    """Hyperparameters of every encoder model."""
+
+    encoder: str = key(
+        "distilbert-base-uncased",
+        location=True,
+        note="'minilm' (packaged), a folder or a Hugging Face id",
+    )
+    pooling: str = key("auto", choices=POOLINGS, note="how token vectors become one feature vector")
+    frozen: bool = key(False, note="keep the encoder as it is and train the head alone")
+    max_len: int = key(64, low=4, note="tokens per text")
+    encoder_lr: float = key(3e-5, low=0.0, note="peak learning rate of the encoder")
+    classifier_lr: float = key(5e-4, above=0.0, note="peak learning rate of the head")
+    weight_decay: float = key(0.01, low=0.0)
+    warmup: float = key(0.1, low=0.0, high=1.0, note="share of all steps until the peak rate")
+    dropout: float = key(0.3, low=0.0, high=0.99, note="of the head")
+    epochs: int = key(5, low=1)
+    patience: int = key(0, low=0, note="epochs without a better one until training stops; 0: never")
+    best_metric: str = key("leaf_accuracy", choices=BEST_METRICS, note="of the validation split")
+    train_minibatch_size: int = key(16, low=1)
+    val_test_minibatch_size: int = key(64, low=1)
+    precision: str = key("auto", choices=("auto", "fp32", "bf16"), note="of training")
+
+
+class Head(nn.Module, ABC):
+    """A hierarchical classifier over feature vectors, whatever made them.
+
+    Parameters
+    ----------
+    features
+        Width of the feature vectors.
+    tree
+        The full-depth tree: every row has a class on every level.
+    config
+        An instance of the class's `Config`.
+    """
+
+    Config: ClassVar[type[EncoderConfig]] = EncoderConfig
+
+    def __init__(self, features: int, tree: Hierarchy, config: Any) -> None:
+        super().__init__()
+        self.tree = tree
+        self.config = config
+        self.build(features)
+
+    @abstractmethod
+    def build(self, features: int) -> None:
+        """Make layers, and buffers for tensors that are not weights."""
+
+    @abstractmethod
+    def forward(self, features: Tensor) -> Any:
+        """Compute whatever `loss` and `scores` need from features (batch, width)."""
+
+    @abstractmethod
+    def loss(self, outputs: Any, codes: Tensor) -> Tensor:
+        """Mean loss over a batch; `codes` (batch, depth) are those of the full-depth tree."""
+
+    @abstractmethod
+    def scores(self, outputs: Any) -> Tensor:
+        """Scores as `utils.decode` takes them: (batch, classes) or (batch, last-level classes)."""
+
+
+class Scoring(nn.Module):
+    """Head and feature pooling: what is exported as the classifier graph."""
+
+    groups: Tensor
+
+    def __init__(self, head: Head, width: int) -> None:
+        super().__init__()
+        self.head = head
+        self.register_buffer("groups", pooling_matrix(width), persistent=False)
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Features (batch, width) to scores and pooled features."""
+        return self.head.scores(self.head(features)), features @ self.groups
+
+
+class Network(nn.Module):
+    """Encoder and head."""
+
+    def __init__(self, encoder: Encoder, head: Head) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.scoring = Scoring(head, encoder.width)
+
+    @property
+    def head(self) -> Head:
+        """The head."""
+        return self.scoring.head
+
+    def forward(self, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Padded token ids (batch, tokens) to scores and pooled features."""
+        found: tuple[Tensor, Tensor] = self.scoring(self.encoder(ids, mask))
+        return found
+
+
+def pooling_matrix(width: int) -> Tensor:
+    """Averages over groups of neighbouring features, as a matrix (width, groups)."""
+    group = torch.arange(width) // GROUP
+    member = (group[:, None] == torch.arange(int(group[-1]) + 1)).float()
+    return member / member.sum(0)
+
+
+class PyTorchModel(Model):
+    """An encoder with a head; the subclass names the head."""
+
+    head_class: ClassVar[type[Head]]
+    resumable: ClassVar[bool] = True
+    config: EncoderConfig
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "head_class" in vars(cls):
+            cls.Config = cls.head_class.Config
+
+    def __init__(self, hierarchy: Hierarchy, config: ModelConfig) -> None:
+        super().__init__(hierarchy, config)
+        self._network: Network | None = None
+        self._tokenizer: TextTokenizer | None = None
+        self._run: Run | None = None
+        self._memory: Arrays = {}  # of the optimiser, as read from a checkpoint
+        self._optimizer: torch.optim.Optimizer | None = None
+        self._encoded: tuple[list[str], Floats] | None = None
+
+    @property
+    def network(self) -> Network:
+        """The trained network."""
+        if self._network is None:
+            raise RuntimeError(f"{self.name} is not trained")
+        return self._network
+
+    @property
+    def tokenizer(self) -> TextTokenizer:
+        """The encoder's tokenizer with the configured length."""
+        if self._tokenizer is None:
+            self._tokenizer = self.network.encoder.spec.text_tokenizer(self.config.max_len)
+        return self._tokenizer
+
+    def _assemble(self, encoder: Encoder, seed: int) -> None:
+        with seeded(seed):
+            head = self.head_class(encoder.width, self.tree, self.config)
+        self._network = Network(encoder, head).to(best_device())
+        self._network.encoder.requires_grad_(not self.config.frozen)
+        self._tokenizer = None
+
+    # -- training -------------------------------------------------------------------------
+
+    def fit(
+        self,
+        train: Split,
+        val: Split,
+        *,
+        epochs: int | None,
+        seed: int,
+        progress: Progress | None = None,
+    ) -> Iterator[Epoch]:
+        """Train, epoch by epoch; on a model resumed from a checkpoint go on where it stopped."""
+        if not len(train):
+            raise UserError("There is nothing to train on: the train split is empty.")
+        run = self._begin(epochs, seed)
+        if run.ended(self.config.patience):
+            return
+        rows = self.tokenizer(train.texts)
+        codes = torch.from_numpy(self.tree.extend_codes(train.codes, self.hierarchy)).long()
+        features = self._encode_once(rows, val)
+        while not run.ended(self.config.patience):
+            start = time.perf_counter()
+            with seeded(run.seed, run.epoch):
+                loss = self._train_epoch(run, rows, codes, features, progress)
+            if not math.isfinite(loss):
+                raise UserError(
+                    f"Training diverged in epoch {run.epoch + 1}: the loss is {loss}. Lower "
+                    "encoder_lr and classifier_lr."
+                )
+            metrics = {"loss": loss, **self.validate(val)}
+            is_best = run.judge(metrics, self.config.best_metric)
+            last = run.ended(self.config.patience)
+            yield Epoch(
+                number=run.epoch,
+                total=run.epoch if last else run.total,
+                metrics=metrics,
+                is_best=is_best,
+                seconds=time.perf_counter() - start,
+            )
+
+    def _begin(self, epochs: int | None, seed: int) -> Run:
+        if self._run is None:
+            if self._network is None:
+                encoder = load_encoder(
+                    self.config.encoder, pooling=self.config.pooling, max_len=self.config.max_len
+                )
+                self._assemble(encoder, seed)
+            self._run = Run(seed=seed, total=self.config.epochs)
+        self._run.total = epochs or self._run.total
+        if self._optimizer is None:
+            groups: list[tuple[nn.Module, float]] = [
+                (self.network.encoder, self.config.encoder_lr),
+                (self.network.head, self.config.classifier_lr),
+            ]
+            self._optimizer = make_optimizer(groups, self.config.weight_decay)
+            if self._memory:
+                fill_optimizer(self._optimizer, self._memory)
+                self._memory = {}
+        return self._run
+
+    def _encode_once(self, rows: TokenRows, val: Split) -> Tensor | None:
+        """Features of all rows where the encoder is frozen: it would only repeat them."""
+        if not self.config.frozen:
+            return None
+        log.info("Encoding %d texts once", len(rows) + len(val))
+        self._encoded = (val.texts, self._features(self.tokenizer(val.texts)))
+        return torch.from_numpy(self._features(rows))
+
+    def _train_epoch(
+        self,
+        run: Run,
+        rows: TokenRows,
+        codes: Tensor,
+        features: Tensor | None,
+        progress: Progress | None,
+    ) -> float:
+        network, optimizer = self.network, self._optimizer
+        assert optimizer is not None
+        device = best_device()
+        network.train()
+        network.encoder.train(not self.config.frozen)
+        rng = np.random.default_rng([run.seed, run.epoch])
+        lengths = rows.lengths if features is None else np.zeros(len(rows), dtype=np.int64)
+        batches = training_batches(lengths, self.config.train_minibatch_size, rng)
+        done, total = 0, torch.zeros((), device=device)
+        for number, batch in enumerate(batches):
+            step = run.epoch * len(batches) + number
+            factor = learning_rate_factor(step, run.total * len(batches), self.config.warmup)
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak"] * factor
+            encoded = (
+                self._encode_for_training(rows, batch)
+                if features is None
+                else features[batch].to(device)
+            )
+            loss = network.head.loss(network.head(encoded), codes[batch].to(device))
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            nn.utils.clip_grad_norm_(network.parameters(), CLIP)
+            optimizer.step()
+            total += loss.detach() * len(batch)
+            done += len(batch)
+            if progress:
+                progress(done, len(rows))
+        return float(total) / len(rows)
+
+    def _encode_for_training(self, rows: TokenRows, batch: NDArray[np.int64]) -> Tensor:
+        """Features of a batch with their graph; the head then works in float32 in any case."""
+        device = best_device()
+        wanted = self.config.precision
+        fast = wanted == "bf16" or (wanted == "auto" and bf16_is_fast(device))
+        ids, mask = rows.padded(batch)
+        with torch.autocast(device.type, torch.bfloat16, enabled=fast):
+            found: Tensor = self.network.encoder(
+                torch.from_numpy(ids).to(device), torch.from_numpy(mask).to(device)
+            )
+        return found
+
+    # -- scoring --------------------------------------------------------------------------
+
+    def score_batches(self, texts: Sequence[str]) -> Iterator[tuple[Floats, Floats]]:
+        """Score texts in order, in batches of bounded memory; always in float32."""
+        known = self._encoded[1] if self._encoded and self._encoded[0] is texts else None
+        size = min(WINDOW_ROWS, max(64, WINDOW_CELLS // self.tree.class_count))
+        for start in range(0, len(texts), size):
+            rows = slice(start, min(start + size, len(texts)))
+            features = self._features(self.tokenizer(texts[rows])) if known is None else known[rows]
+            yield self._score(features)
+
+    def _features(self, rows: TokenRows) -> Floats:
+        """Encode texts in batches of similar length; features (rows, width) in the rows' order."""
+        encoder, device = self.network.encoder.eval(), best_device()
+        features = np.empty((len(rows), encoder.width), dtype=np.float32)
+        with torch.inference_mode():
+            for batch in rows.batches(self.config.val_test_minibatch_size):
+                ids, mask = (torch.from_numpy(part).to(device) for part in rows.padded(batch))
+                features[batch] = encoder(ids, mask).cpu().numpy()
+        return features
+
+    def _score(self, features: Floats) -> tuple[Floats, Floats]:
+        scoring, device = self.network.scoring.eval(), best_device()
+        with torch.inference_mode():
+            scores, pooled = scoring(torch.from_numpy(features).to(device))
+        return scores.cpu().numpy(), pooled.cpu().numpy()
+
+    # -- checkpoints ----------------------------------------------------------------------
+
+    def state(self, *, resumable: bool) -> tuple[Arrays, dict[str, Any]]:
+        """Weights, tokenizer and architecture; if `resumable`, also how to go on training."""
+        spec = self.network.encoder.spec
+        arrays: Arrays = {
+            name: value.detach().cpu().numpy() for name, value in self.network.state_dict().items()
+        }
+        arrays[TOKENIZER] = np.frombuffer(spec.tokenizer.encode(), dtype=np.uint8)
+        values: dict[str, Any] = {
+            "encoder": {
+                "architecture": spec.architecture,
+                "pooling": spec.pooling,
+                "pad_id": spec.pad_id,
+            }
+        }
+        if resumable and self._run is not None:
+            values["run"] = dataclasses.asdict(self._run)
+            arrays |= optimizer_arrays(self._optimizer) if self._optimizer else self._memory
+        return arrays, values
+
+    def set_state(self, arrays: Arrays, values: dict[str, Any]) -> None:
+        """Take what `state` gave; without the arrays of the optimiser nothing is resumed."""
+        spec = EncoderSpec(tokenizer=bytes(arrays[TOKENIZER]).decode(), **values["encoder"])
+        self._assemble(build_encoder(spec), seed=0)
+        weights = {
+            name: torch.from_numpy(array)
+            for name, array in arrays.items()
+            if name != TOKENIZER and not name.startswith(TRAINING)
+        }
+        self.network.load_state_dict(weights)
+        self._memory = {name: a for name, a in arrays.items() if name.startswith(TRAINING)}
+        self._run = Run.from_dict(values["run"]) if self._memory else None
+        self._optimizer = self._encoded = None
+
+    # -- export ---------------------------------------------------------------------------
+
+    def write_scorer(self, folder: Path) -> dict[str, Any]:
+        """Write model.onnx and tokenizer.json for `utils.onnx_scorer.OnnxScorer`."""
+        return self._write_graph(folder, onnx_export.OPSET)
+
+    def _write_graph(self, folder: Path, opset: int) -> dict[str, Any]:
+        network, spec = self.network.cpu().eval(), self.network.encoder.spec
+        onnx_export.export_whole(network, folder / "model.onnx", opset)
+        (folder / "tokenizer.json").write_text(spec.tokenizer, encoding="utf-8")
+        self.network.to(best_device())
+        return {
+            "kind": "onnx",
+            "file": "model.onnx",
+            "tokenizer": "tokenizer.json",
+            "max_len": self.config.max_len,
+            "pad_id": spec.pad_id,
+            "pooling": spec.pooling,
+            "opset": opset,
+        }
+
+    def export_onnx(self, folder: Path, opset: int = onnx_export.OPSET) -> None:
+        """Write the whole model as one graph, and encoder and classifier as one each.
+
+        Raises
+        ------
+        UserError
+            The operator set is not supported.
+        RuntimeError
+            A graph's answers are not those of the model; nothing is written then.
+        """
+        onnx_export.check_opset(opset)
+        with atomic_dir(folder) as temporary:
+            entry = self._write_graph(temporary, opset)
+            self.write_description(temporary, entry)
+            network = self.network.cpu().eval()
+            onnx_export.export_parts(
+                network.encoder,
+                network.scoring,
+                temporary / "encoder" / "encoder.onnx",
+                temporary / "classifier" / "classifier.onnx",
+                opset,
+            )
+            self.network.to(best_device())

@@ -1,0 +1,121 @@
+"""Texts to token ids for encoders: the same code at train and at serve time, free of torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Encoding, Tokenizer
+
+from utils.errors import UserError
+
+Tokens = NDArray[np.int64]
+
+CHARACTERS_PER_TOKEN = 200
+"""Texts are cut to this many characters per token first, so that ten megabytes cost no more than
+a page; ordinary words have about five."""
+CHUNK = 4096
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TokenRows:
+    """The token ids of some texts, without padding.
+
+    Parameters
+    ----------
+    ids
+        All ids, text after text; shape (tokens,).
+    starts
+        Where each text begins, and the end; shape (rows + 1,).
+    pad_id
+        Id that fills short rows up.
+    """
+
+    ids: NDArray[np.int32]
+    starts: NDArray[np.int64]
+    pad_id: int
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Number of tokens per text; shape (rows,)."""
+        return np.diff(self.starts)
+
+    def padded(self, rows: NDArray[np.int64]) -> tuple[Tokens, Tokens]:
+        """Ids and attention mask of some rows, padded to the longest of them.
+
+        Returns
+        -------
+        ids, mask
+            Shapes (rows, longest), int64.
+        """
+        lengths = self.lengths[rows]
+        place = np.arange(int(lengths.max(initial=0)))
+        there = place < lengths[:, None]
+        ids = np.full(there.shape, self.pad_id, dtype=np.int64)
+        ids[there] = self.ids[(self.starts[:-1][rows, None] + place)[there]]
+        return ids, there.astype(np.int64)
+
+    def batches(self, size: int) -> Iterator[NDArray[np.int64]]:
+        """Rows in batches of similar length, longest first, so that little is padded."""
+        order = np.argsort(-self.lengths, kind="stable")
+        for start in range(0, len(order), size):
+            yield order[start : start + size]
+
+
+class TextTokenizer:
+    """A tokenizer.json with a maximal length.
+
+    Parameters
+    ----------
+    definition
+        Content of a tokenizer.json; truncation and padding set there are not used.
+    max_len
+        Tokens per text at most, special ones counted.
+    pad_id
+        Id that fills short rows up.
+
+    Raises
+    ------
+    UserError
+        The definition is none.
+    """
+
+    def __init__(self, definition: str, max_len: int, pad_id: int) -> None:
+        try:
+            self._tokenizer = Tokenizer.from_str(definition)
+        except Exception as error:  # the library raises nothing narrower
+            raise UserError(f"The encoder's tokenizer.json is damaged: {error}.") from error
+        self._tokenizer.no_padding()
+        self._tokenizer.enable_truncation(max_len)
+        self.definition = definition
+        self.max_len = max_len
+        self.pad_id = pad_id
+
+    def __call__(self, texts: Sequence[str]) -> TokenRows:
+        """Tokenise texts, with the special tokens and truncation."""
+        parts: list[NDArray[np.int32]] = []
+        lengths: list[int] = []
+        for start in range(0, len(texts), CHUNK):
+            # A text without any token still needs one for the encoder to look at.
+            found = [e.ids or [self.pad_id] for e in self._encode(texts[start : start + CHUNK])]
+            lengths.extend(map(len, found))
+            parts.append(np.fromiter(chain.from_iterable(found), np.int32))
+        ids = np.concatenate(parts) if parts else np.zeros(0, dtype=np.int32)
+        starts = np.concatenate([[0], np.cumsum(np.asarray(lengths, dtype=np.int64))])
+        return TokenRows(ids=ids, starts=starts, pad_id=self.pad_id)
+
+    def _encode(self, texts: Sequence[str]) -> list[Encoding]:
+        limit = self.max_len * CHARACTERS_PER_TOKEN
+        cut = [text[:limit] for text in texts]
+        try:
+            return self._tokenizer.encode_batch_fast(cut)
+        except (TypeError, UnicodeError):
+            # JSON can carry halves of surrogate pairs, which are no characters.
+            whole = [text.encode("utf-8", "replace").decode() for text in cut]
+            return self._tokenizer.encode_batch_fast(whole)
