@@ -188,6 +188,7 @@ def flat(paths: tuple[str, ...], name: str, **values: Any) -> None:
     from utils.adapters.reading import ReadOptions
     from utils.adapters.splitting import Ratios
 
+    _keep_freed_memory()
     records = tuple(key.strip() for key in values["records"].split(",") if key.strip())
     options = FlatOptions(
         paths=paths,
@@ -222,7 +223,6 @@ def demo(name: str, rows: int, **values: Any) -> None:
       adapt.py demo big --rows 100000 --seed 7
     """
     from utils.adapters.demo import adapt_demo
-
     from utils.adapters.pipeline import AdaptOptions
     from utils.adapters.splitting import Ratios
 
@@ -231,6 +231,18 @@ def demo(name: str, rows: int, **values: Any) -> None:
         **_picked(values, "seed dvc force"),
     )
     _show(adapt_demo(rows, name, options, Layout()))
+
+
+def _keep_freed_memory() -> None:
+    """Let Arrow keep freed memory for a while: columns come and go by the hundred megabytes, and
+    fetching them anew from the system takes longer than the work done in them."""
+    import pyarrow as pa
+
+    try:
+        pa.set_memory_pool(pa.jemalloc_memory_pool())
+        pa.jemalloc_set_decay_ms(10_000)
+    except NotImplementedError:
+        return  # not built for this system: slower, no worse
 
 
 def _picked(values: dict[str, Any], names: str) -> dict[str, Any]:

@@ -49,8 +49,8 @@ class ArrowReader:
 
         contents = source.contents()
         attempts = (
-            lambda: ipc.open_file(pa.py_buffer(contents)).read_all(),
-            lambda: ipc.open_stream(pa.py_buffer(contents)).read_all(),
+            lambda: ipc.RecordBatchFileReader(pa.py_buffer(contents)).read_all(),
+            lambda: ipc.RecordBatchStreamReader(pa.py_buffer(contents)).read_all(),
             lambda: feather.read_table(pa.BufferReader(contents)),
         )
         for attempt in attempts:

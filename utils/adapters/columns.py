@@ -13,6 +13,10 @@ if TYPE_CHECKING:
 
 # One character that no cleaned text or name holds: it joins the pieces of a path.
 UNIT = "\x1f"
+_SLICE = 1 << 22
+# First bytes of the white space outside ASCII: U+0085, U+00A0, U+1680, U+2000 …, U+3000.
+_MAY_BE_SPACE = np.zeros(256, dtype=bool)
+_MAY_BE_SPACE[[0xC2, 0xE1, 0xE2, 0xE3]] = True
 _CONTROL = r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\x{0080}-\x{009f}]"
 
 
@@ -53,6 +57,13 @@ def _one_by_one(column: pa.ChunkedArray) -> pa.Array:
     return pa.array(values, pa.large_string())
 
 
+def without_nulls(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Make missing cells empty strings; a column without any is not copied."""
+    import pyarrow.compute as pc
+
+    return pc.fill_null(column, "") if column.null_count else column
+
+
 def joined_lists(column: pa.ChunkedArray) -> pa.ChunkedArray:
     """Join the items of each list by `UNIT`; null items become empty, null lists too."""
     import pyarrow as pa
@@ -75,57 +86,76 @@ def joined_columns(columns: Sequence[pa.ChunkedArray], separator: str) -> pa.Chu
     import pyarrow.compute as pc
 
     if len(columns) == 1:
-        return pc.fill_null(columns[0], "")
+        return without_nulls(columns[0])
     options = {"null_handling": "replace", "null_replacement": ""}
     end = pa.scalar(separator, pa.large_string())
     return pc.binary_join_element_wise(*columns, end, **options)
 
 
-def without_control(column: pa.ChunkedArray) -> tuple[pa.ChunkedArray, int]:
-    """Turn control characters (not tab and newline) into spaces.
+def clean_texts(column: pa.ChunkedArray) -> tuple[pa.Array, int]:
+    """Strip white space at both ends; control characters (not tab, newline) become spaces.
+
+    Rows that need it are found by their bytes: most texts need nothing, and a look at the bytes
+    costs far less than a regular expression or a copy of every text.
 
     Returns
     -------
-    column, count
-        The clean column and how many rows held one.
+    texts, count
+        Texts without nulls, and how many rows held control characters.
     """
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    if not any(_may_hold_control(chunk) for chunk in column.chunks):
-        return column, 0
-    dirty = pc.fill_null(pc.match_substring_regex(column, _CONTROL), False)
-    count = pc.sum(dirty).as_py() or 0
-    if not count:
-        return column, 0
-    fixed = pc.replace_substring_regex(column.filter(dirty), _CONTROL, " ")
-    whole, mask = column.combine_chunks(), dirty.combine_chunks()
-    clean = pc.replace_with_mask(whole, mask, fixed.combine_chunks())
-    return pa.chunked_array([clean]), count
+    whole = without_nulls(column)
+    whole = whole.combine_chunks() if hasattr(whole, "combine_chunks") else whole
+    dirty = _rows_with_control(whole)
+    suspects = _rows_with_edges(whole)
+    suspects[dirty] = True
+    if not suspects.any():
+        return whole, 0
+    mask = pa.array(suspects)
+    clean = whole.filter(mask)
+    if len(dirty):
+        clean = pc.replace_substring_regex(clean, _CONTROL, " ")
+    return pc.replace_with_mask(whole, mask, pc.utf8_trim_whitespace(clean)), len(dirty)
 
 
-def _may_hold_control(chunk: pa.Array) -> bool:
-    """Look at the bytes: far quicker than a regular expression on clean data."""
-    data = chunk.buffers()[2]
-    if data is None:
-        return False
-    seen = np.zeros(256, dtype=bool)
-    view = np.frombuffer(data, dtype=np.uint8)
-    for start in range(0, len(view), 1 << 22):  # in slices: small temporaries
-        seen |= np.bincount(view[start : start + (1 << 22)], minlength=256) > 0
-    allowed = [9, 10, 13]
-    seen[allowed] = False
-    return bool(seen[:32].any() or seen[127] or seen[0xC2])
+def _bytes_of(texts: pa.Array) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
+    """Offsets and bytes of a large_string array."""
+    _, offsets, data = texts.buffers()
+    if data is None or not len(texts):
+        return np.zeros(len(texts) + 1, dtype=np.int64), np.zeros(0, dtype=np.uint8)
+    bounds = np.frombuffer(offsets, dtype=np.int64)[texts.offset : texts.offset + len(texts) + 1]
+    return bounds, np.frombuffer(data, dtype=np.uint8)[: bounds[-1]]
 
 
-def trimmed(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Strip white space, of any script, at both ends."""
-    import pyarrow.compute as pc
+def _rows_with_control(texts: pa.Array) -> NDArray[np.int64]:
+    bounds, view = _bytes_of(texts)
+    found = [np.zeros(0, dtype=np.int64)]
+    for start in range(int(bounds[0]), len(view), _SLICE):
+        part = view[start : start + _SLICE]
+        found.append(start + np.flatnonzero((part < 32) | (part == 127) | (part == 0xC2)))
+    places = np.concatenate(found)
+    codes = view[places]
+    places = places[(codes != 9) & (codes != 10) & (codes != 13)]
+    lead = view[places] == 0xC2  # of U+0080 to U+009F, but of other characters too
+    following = view[np.minimum(places + 1, max(len(view) - 1, 0))]
+    real = places[~lead | (following < 0xA0)]
+    return np.unique(np.searchsorted(bounds, real, side="right") - 1)
 
-    return pc.utf8_trim_whitespace(column)
+
+def _rows_with_edges(texts: pa.Array) -> NDArray[np.bool_]:
+    """Rows that begin or end with a space, or with what may be one in another script."""
+    bounds, view = _bytes_of(texts)
+    if not len(view):
+        return np.zeros(len(texts), dtype=bool)
+    first = view[np.minimum(bounds[:-1], len(view) - 1)]
+    last = view[np.maximum(bounds[1:] - 1, 0)]
+    odd = (first <= 32) | _MAY_BE_SPACE[first] | (last <= 32) | (last >= 128)
+    return odd & (np.diff(bounds) > 0)
 
 
-def texts_of(table: pa.Table, names: Sequence[str]) -> tuple[pa.ChunkedArray, int]:
+def texts_of(table: pa.Table, names: Sequence[str]) -> tuple[pa.Array, int]:
     """The text of each row: its trimmed columns, joined by newlines, empty ones left out.
 
     Returns
@@ -139,18 +169,19 @@ def texts_of(table: pa.Table, names: Sequence[str]) -> tuple[pa.ChunkedArray, in
     for name in names:
         column = table[name]
         column = joined_lists(column) if is_list(column.type) else strings(column)
-        column, dirty = without_control(column)
-        pieces.append(trimmed(pc.fill_null(column, "")))
+        piece, dirty = clean_texts(column)
+        pieces.append(piece)
         count += dirty
     texts = pieces[0]
     for piece in pieces[1:]:  # trimming takes away the newline beside an empty piece
-        texts = trimmed(joined_columns([texts, piece], "\n"))
+        texts = pc.utf8_trim_whitespace(joined_columns([texts, piece], "\n"))
     return texts, count
 
 
-def encoded(column: pa.ChunkedArray) -> tuple[NDArray[np.int64], pa.Array]:
+def encoded(column: pa.Array | pa.ChunkedArray) -> tuple[NDArray[np.int64], pa.Array]:
     """Number a column without nulls: the code of each row, and the distinct values."""
     import pyarrow.compute as pc
 
-    whole = pc.dictionary_encode(column).combine_chunks()
+    whole = column.combine_chunks() if hasattr(column, "combine_chunks") else column
+    whole = pc.dictionary_encode(whole)
     return whole.indices.to_numpy(zero_copy_only=False).astype(np.int64), whole.dictionary

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import re
 from collections import Counter
 from collections.abc import Sequence
 from io import StringIO
@@ -177,13 +176,31 @@ def _sample(data: bytes, sep: str, quote: str) -> list[list[str]]:
 
 def _line_numbers(data: bytes, rows: Sequence[str]) -> list[int]:
     """Physical lines at which the first broken rows begin."""
-    found: set[int] = set()
-    for text in dict.fromkeys(rows):
-        if len(found) >= SHOWN_LINES:
-            break
-        pattern = re.compile(rb"(?:\A|[\r\n])(" + re.escape(text.encode()) + rb")(?=[\r\n]|\Z)")
-        found |= {match.start(1) for match in pattern.finditer(data)}
-    return [data.count(b"\n", 0, start) + 1 for start in sorted(found)[:SHOWN_LINES]]
+    starts = sorted(_line_starts(data, Counter(row.encode() for row in rows)))[:SHOWN_LINES]
+    numbers, line, before = [], 1, 0
+    for start in starts:
+        line += data.count(b"\n", before, start)
+        before = start
+        numbers.append(line)
+    return numbers
+
+
+def _line_starts(data: bytes, rows: Counter[bytes]) -> list[int]:
+    """Where rows of these contents begin in the file, a few of each."""
+    found = []
+    for row, times in list(rows.items())[:SHOWN_LINES]:
+        start = -1
+        for _ in range(min(times, SHOWN_LINES)):
+            while (start := data.find(row, start + 1)) >= 0:
+                end = start + len(row)
+                if data[start - 1 : start] in (b"", b"\n", b"\r") and data[end : end + 1] in (
+                    b"", b"\n", b"\r",
+                ):  # fmt: skip
+                    found.append(start)
+                    break
+            if start < 0:
+                break
+    return found
 
 
 def _put_back(table: pa.Table, sep: str) -> pa.Table:
@@ -199,7 +216,8 @@ def _long_cells(table: pa.Table, data: bytes) -> tuple[str, ...]:
     """Warn of cells that swallowed hundreds of lines: most likely a stray quote."""
     import pyarrow.compute as pc
 
-    if data.count(b"\n") < table.num_rows + _MANY_LINES:
+    longest = max(pc.max(pc.binary_length(column)).as_py() or 0 for column in table.columns)
+    if longest < _MANY_LINES or data.count(b"\n") < table.num_rows + _MANY_LINES:
         return ()
     worst = max(
         (pc.max(pc.count_substring(column, "\n")).as_py() or 0 for column in table.columns),

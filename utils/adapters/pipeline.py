@@ -225,11 +225,11 @@ def _side_of(value: str) -> int:
 
 
 def _drop_unusable(
-    drops: Drops, texts: pa.ChunkedArray, labels: Labels, sides: NDArray[np.int64] | None
+    drops: Drops, texts: pa.Array, labels: Labels, sides: NDArray[np.int64] | None
 ) -> None:
     import pyarrow.compute as pc
 
-    drops.drop("empty_text", pc.equal(texts, "").to_numpy())
+    drops.drop("empty_text", pc.equal(texts, "").to_numpy(zero_copy_only=False))
     for reason, code in (("empty_path", EMPTY), ("broken_path", BROKEN), ("no_parent", ORPHAN)):
         drops.drop(reason, labels.path_of_row == code)
     if sides is not None:
@@ -242,10 +242,7 @@ def _drop_rest(
     """Leave out repeated rows, small classes, and what `proportion` does not want."""
     if not options.keep_duplicates:
         rows = np.flatnonzero(drops.keep)
-        keys = text_codes[rows] * max(len(labels.paths), 1) + labels.path_of_row[rows]
-        repeated = np.ones(len(rows), dtype=bool)
-        repeated[np.unique(keys, return_index=True)[1]] = False
-        drops.drop_kept("duplicate", repeated)
+        drops.drop_kept("duplicate", _repeated(text_codes[rows], labels.path_of_row[rows]))
     if options.min_class_size > 1:
         paths = labels.path_of_row[drops.keep]
         drops.drop_kept("small_class", np.bincount(paths)[paths] < options.min_class_size)
@@ -257,6 +254,16 @@ def _drop_rest(
         drops.drop_kept("not_sampled", ~wanted)
 
 
+def _repeated(texts: NDArray[np.int64], paths: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Rows whose text and path both stand in an earlier row."""
+    suspects = np.flatnonzero(np.bincount(texts, minlength=1)[texts] > 1)
+    keys = texts[suspects] * (int(paths.max(initial=0)) + 1) + paths[suspects]
+    repeated = np.zeros(len(texts), dtype=bool)
+    repeated[suspects] = True
+    repeated[suspects[np.unique(keys, return_index=True)[1]]] = False
+    return repeated
+
+
 def _check_left(
     rows: NDArray[np.int64], read: int, drops: Drops, labels: Labels, options: AdaptOptions
 ) -> None:
@@ -264,7 +271,8 @@ def _check_left(
         raise UserError("The input has a header but no rows.")
     if not len(rows):
         raise UserError(f"None of the {read:,} rows can be used: {drops.explained()}.")
-    paths = labels.paths[np.unique(labels.path_of_row[rows])]
+    in_use = np.bincount(labels.path_of_row[rows], minlength=len(labels.paths)) > 0
+    paths = labels.paths[in_use]
     label = options.labels
     if label.delimiter and label.depth != 1 and label.parents is None and paths.shape[1] > 1:
         paths = paths[:, : max(int((paths >= 0).sum(axis=1).max()), 1)]
@@ -311,20 +319,22 @@ def _tree(labels: Labels, path_of_row: NDArray[np.int64]) -> tuple[Hierarchy, In
     """The tree of the paths in use, and the codes of the rows."""
     import pyarrow as pa
 
-    used, place = np.unique(path_of_row, return_inverse=True)
+    used = np.flatnonzero(np.bincount(path_of_row, minlength=len(labels.paths)))
+    place = np.zeros(len(labels.paths), dtype=np.int64)
+    place[used] = np.arange(len(used))
     names = pa.array(labels.names, pa.string())
     columns = [names.take(pa.array(column, mask=column < 0)) for column in labels.paths[used].T]
     hierarchy, codes = Hierarchy.from_paths(columns)
-    return hierarchy, codes[place]
+    return hierarchy, codes[place[path_of_row]]
 
 
-def _split_table(texts: pa.ChunkedArray, rows: NDArray[np.int64], codes: Ints) -> pa.Table:
+def _split_table(texts: pa.Array, rows: NDArray[np.int64], codes: Ints) -> pa.Table:
     import pyarrow as pa
 
-    picked = [
-        part.cast(pa.string())  # in pieces: a plain string array holds 2 GiB at most
-        for start in range(0, len(rows), _CHUNK)
-        for part in texts.take(pa.array(rows[start : start + _CHUNK])).chunks
+    step = len(rows) if texts.nbytes < 1 << 31 else _CHUNK
+    picked = [  # in pieces: a plain string array holds 2 GiB at most
+        texts.take(pa.array(rows[start : start + step])).cast(pa.string())
+        for start in range(0, len(rows), max(step, 1))
     ]
     lengths = (codes >= 0).sum(axis=1)
     offsets = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
@@ -334,8 +344,8 @@ def _split_table(texts: pa.ChunkedArray, rows: NDArray[np.int64], codes: Ints) -
 
 def _ambiguous(texts: NDArray[np.int64], paths: NDArray[np.int64]) -> int:
     """How many texts stand under several paths."""
-    pairs = np.unique(np.stack([texts, paths]), axis=1)[0] if len(texts) else texts
-    return int((np.unique(pairs, return_counts=True)[1] > 1).sum())
+    distinct = ~_repeated(texts, paths)
+    return int((np.bincount(texts[distinct], minlength=1) > 1).sum())
 
 
 def _notes(

@@ -42,6 +42,7 @@ _UNPACKERS: dict[str, Callable[[bytes], bytes]] = {
     ".xz": lzma.decompress,
 }
 _HEAD = 1 << 16
+_SLICE = 1 << 18  # small enough for the cache
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -260,11 +261,13 @@ def _marked(data: bytes) -> str | None:
 
 
 def _is_utf8(data: bytes) -> bool:
+    if data.isascii():
+        return True
     check = codecs.getincrementaldecoder("utf-8")()
     view = memoryview(data)
     try:
-        for start in range(0, len(data), 1 << 22):
-            check.decode(view[start : start + (1 << 22)])
+        for start in range(0, len(data), _SLICE):
+            check.decode(view[start : start + _SLICE])
         check.decode(b"", final=True)
     except UnicodeDecodeError:
         return False

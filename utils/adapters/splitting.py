@@ -65,22 +65,33 @@ def random_split(paths: Ints, texts: Ints, ratios: Ratios, seed: int) -> Ints:
         0 train, 1 val, 2 test; shape (rows,).
     """
     generator = np.random.default_rng(seed)
-    _, first, group = np.unique(texts, return_index=True, return_inverse=True)
+    first = first_rows(texts)
     stratum = paths[first]
     order = _shuffled_by(stratum, generator)
     alone = np.bincount(stratum)[stratum[order]] == 1
     shared = order[~alone]
     side = np.full(len(first), TRAIN, dtype=np.int64)
     side[shared] = _spread(len(shared), ratios, generator.random())
-    rows = side[group]
-    side[group[_first_rows(paths, rows, generator)]] = TRAIN
-    return side[group]
+    side_of_text = np.full(int(texts.max(initial=0)) + 1, TRAIN, dtype=np.int64)
+    side_of_text[texts[first]] = side
+    side_of_text[texts[_lacking(paths, side_of_text[texts], generator)]] = TRAIN
+    return side_of_text[texts]
+
+
+def first_rows(codes: Ints) -> Ints:
+    """Row at which each code in use stands first, in the order of the codes."""
+    first = np.full(int(codes.max(initial=0)) + 1, -1, dtype=np.int64)
+    first[codes[::-1]] = np.arange(len(codes))[::-1]  # of equal places the last write stays
+    return first[first >= 0]
 
 
 def _shuffled_by(stratum: Ints, generator: np.random.Generator) -> Ints:
     """Order in which strata follow each other at random, and so do the members of each."""
     place = generator.permutation(int(stratum.max(initial=0)) + 1)
-    return np.lexsort((generator.random(len(stratum)), place[stratum]))
+    if len(place) < 1 << 16:
+        place = place.astype(np.uint16)  # short enough for a radix sort
+    order = generator.permutation(len(stratum))
+    return order[np.argsort(place[stratum[order]], kind="stable")]
 
 
 def _spread(count: int, ratios: Ratios, start: float) -> Ints:
@@ -94,12 +105,12 @@ def _spread(count: int, ratios: Ratios, start: float) -> Ints:
     return evaluated * (VAL + tests[np.maximum(ordinal - 1, 0)])
 
 
-def _first_rows(paths: Ints, sides: Ints, generator: np.random.Generator) -> Ints:
+def _lacking(paths: Ints, sides: Ints, generator: np.random.Generator) -> Ints:
     """One row, at random, of each path that has none in train."""
     there = np.zeros(int(paths.max(initial=0)) + 1, dtype=bool)
     there[paths[sides == TRAIN]] = True
     missing = generator.permutation(np.flatnonzero(~there[paths]))
-    return missing[np.unique(paths[missing], return_index=True)[1]]
+    return missing[first_rows(paths[missing])] if len(missing) else missing
 
 
 def sample(paths: Ints, texts: Ints, proportion: float, seed: int) -> NDArray[np.bool_]:
@@ -113,14 +124,15 @@ def sample(paths: Ints, texts: Ints, proportion: float, seed: int) -> NDArray[np
     if proportion >= 1:
         return np.ones(len(paths), dtype=bool)
     generator = np.random.default_rng([seed, 1])
-    _, first, group = np.unique(texts, return_index=True, return_inverse=True)
+    first = first_rows(texts)
     order = _shuffled_by(paths[first], generator)
     places = np.arange(len(first) + 1)
-    kept = np.zeros(len(first), dtype=bool)
-    kept[order] = np.diff(np.floor(places * proportion + generator.random() + 1e-9)) > 0
-    rows = np.where(kept[group], TRAIN, TEST)
-    kept[group[_first_rows(paths, rows, generator)]] = True
-    return kept[group]
+    kept = np.zeros(int(texts.max(initial=0)) + 1, dtype=bool)
+    kept[texts[first[order]]] = (
+        np.diff(np.floor(places * proportion + generator.random() + 1e-9)) > 0
+    )
+    kept[texts[_lacking(paths, np.where(kept[texts], TRAIN, TEST), generator)]] = True
+    return kept[texts]
 
 
 def leaks(sides: Ints, texts: Ints) -> NDArray[np.bool_]:
