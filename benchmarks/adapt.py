@@ -203,7 +203,8 @@ def compare(folder: Path, source: Path) -> dict[str, Any]:
         raise SystemExit(f"the reference counts otherwise: {different}")
     return {
         "rows": ours, "splits": report["splits"], "classes": report["classes"],
-        "seconds": seconds, "processor_seconds": processor, "peak_gib": memory, "reference_seconds": slow_seconds,
+        "seconds": seconds, "processor_seconds": processor, "peak_gib": memory,
+        "reference_seconds": slow_seconds,
         "reference_processor_seconds": slow_processor,
         "reference_peak_gib": slow_memory, "speedup": slow_seconds / seconds,
     }  # fmt: skip

@@ -48,10 +48,11 @@ class ArrowReader:
         from pyarrow import feather, ipc
 
         contents = source.contents()
+        old_feather: Any = feather.read_table
         attempts = (
             lambda: ipc.RecordBatchFileReader(pa.py_buffer(contents)).read_all(),
             lambda: ipc.RecordBatchStreamReader(pa.py_buffer(contents)).read_all(),
-            lambda: feather.read_table(pa.BufferReader(contents)),
+            lambda: old_feather(pa.BufferReader(contents)),
         )
         for attempt in attempts:
             try:

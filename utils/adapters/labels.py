@@ -136,7 +136,9 @@ def _delimited(distinct: pa.Array, delimiter: str, columns: Sequence[str]) -> pa
     import pyarrow.compute as pc
 
     if not pc.any(pc.match_substring(distinct, delimiter)).as_py():
-        example = next((value for value in distinct.to_pylist() if value.strip()), "")
+        example = next((value for value in distinct.to_pylist() if value.strip()), None)
+        if example is None:
+            return distinct  # no labels at all: the rows are counted as such
         other = next((f" Try --delimiter {d!r}." for d in _COMMON if d in example), "")
         raise UserError(
             f"The delimiter {delimiter!r} stands in no label of {', '.join(columns)} "

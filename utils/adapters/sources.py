@@ -42,6 +42,7 @@ _UNPACKERS: dict[str, Callable[[bytes], bytes]] = {
     ".xz": lzma.decompress,
 }
 _HEAD = 1 << 16
+_IN_TEXT = (1, 9, 10, 12, 13)
 _SLICE = 1 << 18  # small enough for the cache
 
 
@@ -192,11 +193,11 @@ def _refuse_foreign(path: Path, kind: str, head: bytes) -> None:
 def _is_text(head: bytes) -> bool:
     if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return True
-    if b"\0" in head and not _utf16_guess(head):
-        # A NUL or two among letters is dirt, not a binary file.
-        return head.count(b"\0") * 200 < len(head)
-    control = sum(head.count(bytes([code])) for code in range(1, 32) if code not in (9, 10, 12, 13))
-    return control * 20 < len(head)
+    if _utf16_guess(head):
+        return True
+    # A NUL or two among letters is dirt; characters that separate columns are no sign either.
+    control = sum(head.count(bytes([code])) for code in range(28) if code not in _IN_TEXT)
+    return control * 25 < len(head)
 
 
 def _utf16_guess(head: bytes) -> str | None:
