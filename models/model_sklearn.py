@@ -54,7 +54,7 @@ class SklearnModel(Model):
     def fit_weights(
         self, matrix: sp.csr_matrix, codes: Ints, *, seed: int, progress: Progress | None
     ) -> tuple[sp.csr_matrix, Floats]:
-        """Fit one linear classifier per score column.
+        """Fit the linear classifiers.
 
         Parameters
         ----------
@@ -66,10 +66,14 @@ class SklearnModel(Model):
         Returns
         -------
         weights
-            Shape (score columns, features).
+            Shape (classifiers, features).
         intercepts
-            Shape (score columns,).
+            Shape (classifiers,).
         """
+
+    def paths(self) -> sp.csr_matrix | None:
+        """Classifiers on the way to each last-level class, as ones; None if they are those."""
+        return None
 
     @property
     def scorer(self) -> TfidfScorer:
@@ -99,7 +103,7 @@ class SklearnModel(Model):
             )
         codes = self.tree.extend_codes(train.codes, self.hierarchy)
         weights, intercepts = self.fit_weights(matrix, codes, seed=seed, progress=progress)
-        self._scorer = TfidfScorer(features, weights, intercepts)
+        self._scorer = TfidfScorer(features, weights, intercepts, self.paths())
         metrics = self.validate(val)
         seconds = time.perf_counter() - start
         yield Epoch(number=1, total=1, metrics=metrics, is_best=True, seconds=seconds)

@@ -22,6 +22,8 @@ _BATCH_CELLS = 8_000_000
 _MAX_BATCH = 4096
 # Dense weights are several times faster to multiply by; up to this many cells they are used.
 _DENSE_CELLS = 60_000_000
+_LEAST = np.float32(1e-3)
+_SLOPE = np.float32(1e-2)
 
 
 class TfidfScorer:
@@ -30,14 +32,23 @@ class TfidfScorer:
     Parameters
     ----------
     features : the vocabulary.
-    weights : (columns, features) sparse; one row per score column, empty rows allowed.
+    weights : (columns, features) sparse; empty rows allowed.
     intercepts : (columns,)
+    paths : (paths, columns) sparse ones, or None. With it, columns are local classifiers and a
+        path's score is the logarithm of the product of their probabilities along it.
     """
 
-    def __init__(self, features: TfidfFeatures, weights: sp.csr_matrix, intercepts: Floats) -> None:
+    def __init__(
+        self,
+        features: TfidfFeatures,
+        weights: sp.csr_matrix,
+        intercepts: Floats,
+        paths: sp.csr_matrix | None = None,
+    ) -> None:
         self.features = features
         self.weights = weights
         self.intercepts = intercepts.astype(np.float32)
+        self.paths = paths
         self._by_feature = self._fast_weights()
 
     def _fast_weights(self) -> Any:
@@ -50,7 +61,7 @@ class TfidfScorer:
     @property
     def column_count(self) -> int:
         """Number of score columns."""
-        return int(self.weights.shape[0])
+        return int((self.weights if self.paths is None else self.paths).shape[0])
 
     @property
     def feature_count(self) -> int:
@@ -62,7 +73,7 @@ class TfidfScorer:
 
         Returns
         -------
-        scores : (texts, columns) float32, decision values.
+        scores : (texts, columns) float32: decision values, or log-probabilities of paths.
         features : (texts, pooled features) float32, for the reference set.
         """
         scores, pooled = zip(*self.score_batches(texts), strict=True)
@@ -70,13 +81,17 @@ class TfidfScorer:
 
     def score_batches(self, texts: Sequence[str]) -> Iterator[tuple[Floats, Floats]]:
         """Yield what `score` gives in pieces of bounded memory; one empty piece for no texts."""
-        size = max(1, min(_MAX_BATCH, _BATCH_CELLS // max(self.column_count, 1)))
+        width = max(self.column_count, self.weights.shape[0], 1)
+        size = max(1, min(_MAX_BATCH, _BATCH_CELLS // width))
         for start in range(0, max(len(texts), 1), size):
             yield self._score_batch(texts[start : start + size])
 
     def _score_batch(self, texts: Sequence[str]) -> tuple[Floats, Floats]:
         matrix = self.features.transform(texts)
-        return self.decide(matrix), pool(matrix, self.feature_count)
+        scores = self.decide(matrix)
+        if self.paths is not None:
+            scores = np.ascontiguousarray((self.paths @ log_probability(scores).T).T)
+        return scores, pool(matrix, self.feature_count)
 
     def decide(self, matrix: sp.csr_matrix) -> Floats:
         """Return the decision values of feature rows; shape (rows, columns), dense."""
@@ -96,6 +111,9 @@ class TfidfScorer:
             arrays["weights_data"] = self.weights.data
             arrays["weights_indices"] = self.weights.indices.astype(np.int32)
             arrays["weights_indptr"] = self.weights.indptr.astype(np.int64)
+        if self.paths is not None:
+            arrays["paths_indices"] = self.paths.indices.astype(np.int32)
+            arrays["paths_indptr"] = self.paths.indptr.astype(np.int64)
         return arrays, {"tfidf": settings}
 
     @classmethod
@@ -108,7 +126,12 @@ class TfidfScorer:
         else:
             parts = (arrays[f"weights_{part}"] for part in ("data", "indices", "indptr"))
             weights = sp.csr_matrix(tuple(parts), shape=shape)
-        return cls(features, weights, arrays["intercepts"])
+        paths = None
+        if "paths_indptr" in arrays:
+            indices, starts = arrays["paths_indices"], arrays["paths_indptr"]
+            ones = np.ones(len(indices), dtype=np.float32)
+            paths = sp.csr_matrix((ones, indices, starts), shape=(len(starts) - 1, shape[0]))
+        return cls(features, weights, arrays["intercepts"], paths)
 
     def save(self, folder: Path) -> dict[str, Any]:
         """Write the scorer into a folder; return the entry that `load` needs."""
@@ -126,6 +149,17 @@ class TfidfScorer:
         from safetensors.numpy import load_file
 
         return cls.from_state(load_file(folder / entry["file"]), entry)
+
+
+def log_probability(decisions: Floats) -> Floats:
+    """Log-probability of "yes" by one-versus-rest decision values.
+
+    The estimate that belongs to the modified Huber loss (Zhang, ICML 2004), (1 + d) / 2 within
+    [0, 1]. It is not renormalised among siblings: where none of them fits, the whole branch
+    loses. Beyond its bounds a slight slope keeps the order of the decision values.
+    """
+    share = (1 + np.clip(decisions, -1, 1)) / 2
+    return np.asarray(np.log(np.maximum(share, _LEAST)) + _SLOPE * decisions, dtype=np.float32)
 
 
 def pool(matrix: sp.csr_matrix, groups: int) -> Floats:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import scipy.sparse as sp
+from numpy.typing import NDArray
 
 from models.model import Progress
 from models.model_sklearn import SklearnConfig, SklearnModel
@@ -21,7 +22,10 @@ class HSGDConfig(SklearnConfig):
 
 
 class Tfidf_HSGD(SklearnModel):
-    """Siblings against one another; a score column per class of the full-depth tree."""
+    """Siblings against one another; a path's probability is the product along it.
+
+    There is one classifier for each class of the full-depth tree that has siblings.
+    """
 
     Config = HSGDConfig
 
@@ -30,10 +34,32 @@ class Tfidf_HSGD(SklearnModel):
     ) -> tuple[sp.csr_matrix, Floats]:
         """Fit the children of every node as one family."""
         families = list(sibling_families(self.tree, codes))
-        settings = self.config.sgd()
+        count = int(has_siblings(self.tree).sum())
         return fit_families(
-            matrix, families, self.tree.class_count, settings, seed=seed, progress=progress
+            matrix, families, count, self.config.sgd(), seed=seed, progress=progress
         )
+
+    def paths(self) -> sp.csr_matrix:
+        """Classifiers of the classes on the way to each last-level class that have siblings."""
+        tree = self.tree
+        classes = tree.path_codes[tree.level_slice(tree.depth - 1)] + tree.level_offsets[:-1]
+        column = classifier_columns(tree)[classes]
+        rows, levels = np.nonzero(column >= 0)
+        ones = np.ones(len(rows), dtype=np.float32)
+        shape = (len(classes), int(has_siblings(tree).sum()))
+        return sp.csr_matrix((ones, (rows, column[rows, levels])), shape=shape)
+
+
+def has_siblings(tree: Hierarchy) -> NDArray[np.bool_]:
+    """Tell for each class whether its parent has other children; shape (classes,)."""
+    alone = tree.child_counts[tree.parents_global] == 1
+    return np.where(tree.levels == 0, tree.level_sizes[0] > 1, ~alone)
+
+
+def classifier_columns(tree: Hierarchy) -> NDArray[np.int64]:
+    """Return the classifier of each class, -1 for an only child; shape (classes,)."""
+    several = has_siblings(tree)
+    return np.where(several, np.cumsum(several) - 1, -1)
 
 
 def sibling_families(tree: Hierarchy, codes: Ints) -> Iterator[Family]:
@@ -44,17 +70,18 @@ def sibling_families(tree: Hierarchy, codes: Ints) -> Iterator[Family]:
     tree
         A full-depth tree.
     codes
-        Codes of the rows in it; shape (rows, depth). A code counts within its level: as a score
-        column it is the class, `level_offsets` further on.
+        Codes of the rows in it; shape (rows, depth). A code counts within its level: the class
+        is `level_offsets` further on.
     """
+    column = classifier_columns(tree)
     for level in range(tree.depth):
         classes = tree.level_offsets[level] + codes[:, level]
         parents = tree.parents_global[classes]
         order = np.argsort(parents, kind="stable")
+        order = order[column[classes[order]] >= 0]
         starts = np.flatnonzero(np.r_[True, np.diff(parents[order]) != 0])
-        for rows in np.split(order, starts[1:]):
+        for rows in np.split(order, starts[1:]) if len(order) else []:
             parent = int(parents[rows[0]])
-            columns = tree.children(parent) if parent >= 0 else np.arange(tree.level_sizes[0])
-            if len(columns) > 1:
-                labels = np.searchsorted(columns, classes[rows])
-                yield Family(rows=rows, labels=labels, columns=columns)
+            siblings = tree.children(parent) if parent >= 0 else np.arange(tree.level_sizes[0])
+            labels = np.searchsorted(siblings, classes[rows])
+            yield Family(rows=rows, labels=labels, columns=column[siblings])
