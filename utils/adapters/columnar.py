@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 import zipfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
@@ -49,7 +49,7 @@ class ArrowReader:
 
         contents = source.contents()
         old_feather: Any = feather.read_table
-        attempts = (
+        attempts: tuple[Callable[[], Any], ...] = (
             lambda: ipc.RecordBatchFileReader(pa.py_buffer(contents)).read_all(),
             lambda: ipc.RecordBatchStreamReader(pa.py_buffer(contents)).read_all(),
             lambda: old_feather(pa.BufferReader(contents)),

@@ -154,47 +154,61 @@ def adapt_table(
     """
     from utils.adapters.columns import encoded, texts_of
     from utils.adapters.labels import labels_of
-    from utils.data import write_dataset
 
     replaced = check_target(layout, name, source.recipe, options)
     texts, control = texts_of(table, columns.text)
     labels = labels_of(table, columns.classes, options.labels)
-    sides, notes = _given_split(table, columns.split)
-    read = table.num_rows + source.broken
-    del table
+    given, notes = _given_split(table, columns.split)
     drops = Drops.none(len(texts))
     drops.counts["broken_row"] = source.broken
-    _drop_unusable(drops, texts, labels, sides)
     text_codes, _ = encoded(texts)
-    _drop_rest(drops, text_codes, labels, options)
+    _drop_unusable(drops, texts, labels, given)
+    _drop_rest(drops, text_codes, labels, given, options)
+    _check_left(drops, labels, options)
     rows = np.flatnonzero(drops.keep)
-    _check_left(rows, read, drops, labels, options)
     paths, numbers = labels.path_of_row[rows], text_codes[rows]
-    chosen = _sides(sides, rows, paths, numbers, drops, options)
-    rows = np.flatnonzero(drops.keep)
-    hierarchy, codes = _tree(labels, labels.path_of_row[rows])
+    chosen = _sides(None if given is None else given[rows], paths, numbers, options)
+    hierarchy, codes = _tree(labels, paths)
     splits = {
         side: _split_table(texts, rows[chosen == number], codes[chosen == number])
         for number, side in enumerate(SPLITS)
     }
     report = build_report(
-        name=name, recipe=source.recipe, read=read, drops=drops, hierarchy=hierarchy, codes=codes,
+        name=name, recipe=source.recipe, drops=drops, hierarchy=hierarchy, codes=codes,
         sides={side: part.num_rows for side, part in splits.items()},
         extra={
             "encodings": list(source.encodings), "broken_at": list(source.broken_at),
-            "control_characters": control,
-            "ambiguous_texts": _ambiguous(text_codes[rows], labels.path_of_row[rows]),
+            "control_characters": control, "ambiguous_texts": _ambiguous(numbers, paths),
         },
         notes=[*source.notes, *notes, *_notes(labels, splits, hierarchy, options)],
     )  # fmt: skip
-    pointers = _pointers(layout.dataset(name))
-    folder = write_dataset(layout, name, hierarchy, splits, report)
-    for file, contents in pointers.items():
-        with atomic_path(folder / file) as temporary:
-            temporary.write_bytes(contents)
+    folder = _write(layout, name, hierarchy, splits, report)
     files = [folder / "hierarchy.json", *(folder / f"{side}.parquet" for side in SPLITS)]
     dvc.add(layout.root, files, options.dvc)
     return {**report, "replaced": replaced, "folder": str(folder)}
+
+
+def _write(
+    layout: Layout,
+    name: str,
+    hierarchy: Hierarchy,
+    splits: dict[str, pa.Table],
+    report: dict[str, Any],
+) -> Path:
+    """Write the dataset; DVC's small files of the one it replaces survive."""
+    from utils.data import write_dataset
+
+    folder = layout.dataset(name)
+    pointers = {
+        file: file.read_bytes()
+        for pattern in ("*.dvc", ".gitignore")
+        for file in folder.glob(pattern)
+    }
+    write_dataset(layout, name, hierarchy, splits, report)
+    for file, contents in pointers.items():
+        with atomic_path(file) as temporary:
+            temporary.write_bytes(contents)
+    return folder
 
 
 def _given_split(table: pa.Table, column: str | None) -> tuple[NDArray[np.int64] | None, list[str]]:
@@ -237,9 +251,19 @@ def _drop_unusable(
 
 
 def _drop_rest(
-    drops: Drops, text_codes: NDArray[np.int64], labels: Labels, options: AdaptOptions
+    drops: Drops,
+    text_codes: NDArray[np.int64],
+    labels: Labels,
+    given: NDArray[np.int64] | None,
+    options: AdaptOptions,
 ) -> None:
-    """Leave out repeated rows, small classes, and what `proportion` does not want."""
+    """Leave out repeated rows, small classes, and what `proportion` does not want.
+
+    A given split may cost rows: texts stay on their first side, and val and test keep no class
+    that train does not have.
+    """
+    if given is not None:
+        drops.drop_kept("leaked", leaks(given[drops.keep], text_codes[drops.keep]))
     if not options.keep_duplicates:
         rows = np.flatnonzero(drops.keep)
         drops.drop_kept("duplicate", _repeated(text_codes[rows], labels.path_of_row[rows]))
@@ -252,6 +276,8 @@ def _drop_rest(
             labels.path_of_row[kept], text_codes[kept], options.proportion, options.seed
         )
         drops.drop_kept("not_sampled", ~wanted)
+    if given is not None:
+        drops.drop_kept("unseen_class", unseen(given[drops.keep], labels.path_of_row[drops.keep]))
 
 
 def _repeated(texts: NDArray[np.int64], paths: NDArray[np.int64]) -> NDArray[np.bool_]:
@@ -264,19 +290,17 @@ def _repeated(texts: NDArray[np.int64], paths: NDArray[np.int64]) -> NDArray[np.
     return repeated
 
 
-def _check_left(
-    rows: NDArray[np.int64], read: int, drops: Drops, labels: Labels, options: AdaptOptions
-) -> None:
-    if not read:
+def _check_left(drops: Drops, labels: Labels, options: AdaptOptions) -> None:
+    if not drops.read:
         raise UserError("The input has a header but no rows.")
+    rows = np.flatnonzero(drops.keep)
     if not len(rows):
-        raise UserError(f"None of the {read:,} rows can be used: {drops.explained()}.")
+        raise UserError(f"None of the {drops.read:,} rows can be used: {drops.explained()}.")
     in_use = np.bincount(labels.path_of_row[rows], minlength=len(labels.paths)) > 0
     paths = labels.paths[in_use]
     label = options.labels
-    if label.delimiter and label.depth != 1 and label.parents is None and paths.shape[1] > 1:
-        paths = paths[:, : max(int((paths >= 0).sum(axis=1).max()), 1)]
-    if label.delimiter and label.depth != 1 and label.parents is None and paths.shape[1] == 1:
+    flat = not (paths[:, 1:] >= 0).any()
+    if flat and label.delimiter and label.depth != 1 and label.parents is None:
         raise UserError(
             f"With the delimiter {label.delimiter!r} every path has one level only "
             f"(the first is {labels.names[paths[0][0]]!r}). Check --delimiter, or leave it out."
@@ -291,28 +315,19 @@ def _check_left(
 
 def _sides(
     given: NDArray[np.int64] | None,
-    rows: NDArray[np.int64],
     paths: NDArray[np.int64],
     texts: NDArray[np.int64],
-    drops: Drops,
     options: AdaptOptions,
 ) -> NDArray[np.int64]:
-    """Side of each row that is kept in the end; a given split may cost rows."""
+    """Side of each kept row: at random, or as given; a given split without val gets one."""
     if given is None:
         return random_split(paths, texts, options.ratios, options.seed)
-    side = given[rows]
-    leaked = leaks(side, texts)
-    drops.drop_kept("leaked", leaked)
-    side, paths, texts = side[~leaked], paths[~leaked], texts[~leaked]
-    strange = unseen(side, paths)
-    drops.drop_kept("unseen_class", strange)
-    side, paths, texts = side[~strange], paths[~strange], texts[~strange]
-    if not (side == VAL).any():
-        train = side == TRAIN
+    if not (given == VAL).any():
+        train = given == TRAIN
         share = options.ratios.val / (options.ratios.train + options.ratios.val)
         inner = Ratios(train=1 - share, val=share)
-        side[train] = random_split(paths[train], texts[train], inner, options.seed)
-    return side
+        given[train] = random_split(paths[train], texts[train], inner, options.seed)
+    return given
 
 
 def _tree(labels: Labels, path_of_row: NDArray[np.int64]) -> tuple[Hierarchy, Ints]:
@@ -357,9 +372,3 @@ def _notes(
     if depth is not None and depth > hierarchy.depth:
         notes.append(f"--depth {depth}: the longest path has {hierarchy.depth} levels")
     return notes
-
-
-def _pointers(folder: Path) -> dict[str, bytes]:
-    """DVC's small files of the dataset that is about to be replaced: they must survive."""
-    kept = [*folder.glob("*.dvc"), *folder.glob(".gitignore")]
-    return {file.name: file.read_bytes() for file in kept}

@@ -51,6 +51,11 @@ class Drops:
         self.counts[reason] += int(rows.sum())
         self.keep[np.flatnonzero(self.keep)[rows]] = False
 
+    @property
+    def read(self) -> int:
+        """All rows: those kept, those left out, and those that could not be read."""
+        return len(self.keep) + self.counts["broken_row"]
+
     def explained(self) -> str:
         """The reasons in words, the most frequent first."""
         return ", ".join(f"{n:,} {REASONS[key]}" for key, n in self.counts.most_common() if n)
@@ -60,7 +65,6 @@ def build_report(
     *,
     name: str,
     recipe: Mapping[str, Any],
-    read: int,
     drops: Drops,
     hierarchy: Hierarchy,
     codes: Ints,
@@ -72,8 +76,6 @@ def build_report(
 
     Parameters
     ----------
-    read
-        Rows read, broken ones included: kept plus all drops.
     codes
         Codes of the kept rows; shape (rows, depth).
     sides
@@ -86,7 +88,7 @@ def build_report(
         "format": FORMAT,
         "name": name,
         "recipe": dict(recipe),
-        "rows": {"read": read, "kept": len(codes), "dropped": dropped},
+        "rows": {"read": drops.read, "kept": len(codes), "dropped": dropped},
         **extra,
         "levels": [_level(hierarchy, codes, level) for level in range(hierarchy.depth)],
         "classes": hierarchy.class_count,
