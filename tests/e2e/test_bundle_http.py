@@ -17,8 +17,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.servers import Server, served
 from utils.bundle import write_bundle
+from utils.server import Server, served
 
 pytest.importorskip("ktt_bentoml_compat", reason="pip install ./packages/bentoml-py311")
 pytestmark = pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Starting a bundle as a user does, and talking to it."""
+"""Starting a bundle as a user does, and talking to it: for the demo and the tests."""
 
 from __future__ import annotations
 
@@ -15,22 +15,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+HEALTHY_WITHIN = 90.0  # seconds
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, kw_only=True)
 class Reply:
+    """What a server answered."""
+
     status: int
     body: bytes
     headers: Mapping[str, str]
 
     @property
     def text(self) -> str:
+        """The body as text."""
         return self.body.decode()
 
     def json(self) -> Any:
+        """The body as JSON."""
         return json.loads(self.body)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Server:
     """A running bundle; `log` is what it has written to stdout and stderr."""
 
@@ -45,11 +51,14 @@ class Server:
         headers: Mapping[str, str] | None = None,
         method: str = "POST",
     ) -> Reply:
+        """Send one request."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
         try:
             connection.request(method, path, body, dict(headers or {}))
             response = connection.getresponse()
-            return Reply(response.status, response.read(), dict(response.headers))
+            return Reply(
+                status=response.status, body=response.read(), headers=dict(response.headers)
+            )
         finally:
             connection.close()
 
@@ -59,10 +68,12 @@ class Server:
         return self.request(path, body, {"Content-Type": "application/json"})
 
     def get(self, path: str) -> Reply:
+        """GET a path."""
         return self.request(path, method="GET")
 
 
 def free_port() -> int:
+    """A port of this machine that nothing listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -98,7 +109,7 @@ def served(bundle: Path, command: str, bentoml: Path, home: Path) -> Iterator[Se
 
 
 def _wait_until_healthy(server: Server, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + HEALTHY_WITHIN
     while time.monotonic() < deadline:
         if process.poll() is not None:
             break
@@ -106,7 +117,9 @@ def _wait_until_healthy(server: Server, process: subprocess.Popen[bytes]) -> Non
             if server.get("/healthz").status == 200:
                 return
         time.sleep(0.2)
-    raise AssertionError(f"not healthy:\n{server.log.read_text(errors='replace')[-4000:]}")
+    raise RuntimeError(
+        f"The server did not come up:\n{server.log.read_text(errors='replace')[-4000:]}"
+    )
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
