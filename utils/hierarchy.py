@@ -272,7 +272,8 @@ class Hierarchy:
 
     def check_codes(self, codes: Ints) -> int | None:
         """Find the first row whose codes are no path of this tree, None if all are."""
-        wrong: Bools = (codes < 0).all(axis=1) | (codes >= np.array(self.level_sizes)).any(axis=1)
+        beyond = (codes >= np.array(self.level_sizes)).any(axis=1)
+        wrong: Bools = np.asarray((codes < 0).all(axis=1) | beyond, dtype=bool)
         ends = np.where(wrong, 0, self.end_classes(np.where(wrong[:, None], 0, codes)))
         wrong |= (self.path_codes[ends] != codes).any(axis=1) | ~self.terminal[ends]
         return int(wrong.argmax()) if wrong.any() else None
