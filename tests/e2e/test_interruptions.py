@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import random
-import signal
 import subprocess
 import sys
 import time
@@ -49,33 +48,38 @@ def check_visible(layout: Layout) -> None:
         json.loads(path.read_text())
 
 
+def killed_at(root: Path, line: str, delay: float) -> bool:
+    """Resume, and kill -9 `delay` seconds after a line with `line` was printed; whether it was."""
+    argv, environment = command(root, "-m", "db_bhcn", "--resume")
+    environment |= {"PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen(argv, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for printed in process.stdout:
+            if line in printed:
+                break
+        time.sleep(delay)
+        alive = process.poll() is None
+        process.kill()
+    return alive
+
+
 def test_resumed_after_kills_equals_never_killed(tmp_path: Path) -> None:
     whole = project(tmp_path / "whole")
-    started = time.monotonic()
     done = run(whole.root, "-m", "db_bhcn")
     assert done.returncode == 0, done.stderr
-    duration = time.monotonic() - started
     (metrics,) = whole.weights.rglob("*_metrics.json")
 
     killed = project(tmp_path / "killed")
     moments = random.Random(0)
     kills = 0
-    for _ in range(6):
-        argv, environment = command(killed.root, "-m", "db_bhcn", "--resume")
-        with subprocess.Popen(
-            argv, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-        ) as process:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(moments.uniform(0.3, 0.9) * duration)
-            if process.poll() is None:
-                os.kill(process.pid, signal.SIGKILL)
-                kills += 1
+    # before the first epoch has ended, in the middle of the second, around the third's end
+    for line, longest in (("rows to train", 2.0), ("1/4", 0.6), ("3/4", 0.1)):
+        kills += killed_at(killed.root, line, moments.uniform(0, longest))
         check_visible(killed)
-        if list(killed.weights.rglob("*_metrics.json")):
-            break
-    else:
-        assert run(killed.root, "-m", "db_bhcn", "--resume").returncode == 0
-    assert kills >= 1
+    assert kills == 3
+    done = run(killed.root, "-m", "db_bhcn", "--resume")
+    assert done.returncode == 0, done.stderr
+    assert "Resuming the run of" in done.stdout
     (resumed,) = killed.weights.rglob("*_metrics.json")
     assert json.loads(resumed.read_text())["test"] == json.loads(metrics.read_text())["test"]
     again = run(killed.root, "-m", "db_bhcn", "--resume")
