@@ -313,6 +313,42 @@ def test_long_separators_no_header_and_stray_quotes(layout: Layout, tmp_path: Pa
     assert '"Item 3' in {t for t, _ in rows_of(load_dataset(layout, "d"))}
 
 
+def test_a_quote_that_is_never_closed_costs_no_rows_in_silence(
+    layout: Layout, tmp_path: Path
+) -> None:
+    rows = "".join(f"text {i},{'ab'[i % 2]}\n" for i in range(200))
+    (tmp_path / "d.csv").write_text(f't,c\n{rows}"open,a\n{rows}')
+    command = [tmp_path / "d.csv", "d", "-t", "t", "-c", "c", "--keep-duplicates", "--force"]
+    result = flat(*command)
+    assert result.exit_code == 0
+    rows_left = report_of(layout)["rows"]
+    assert rows_left["kept"] == 200
+    assert rows_left["dropped"]["broken_row"] >= 201
+    assert "stray quote" in result.output
+    assert "d.csv:202" in result.output
+    assert flat(*command, "--quote", "").exit_code == 0
+    assert report_of(layout)["rows"] == {"read": 401, "kept": 401, "dropped": {}}
+
+
+@pytest.mark.parametrize("newline", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("sep", ["|", "::", "§", "\x01"])
+def test_newlines_and_separators_of_every_sort(
+    newline: str, sep: str, layout: Layout, tmp_path: Path
+) -> None:
+    lines = ["", f"t{sep}c", *(f"text {i}{sep}{'ab'[i % 2]}" for i in range(20)), f"x{sep}"]
+    (tmp_path / "d.csv").write_bytes(newline.join(lines).encode())
+    result = flat(tmp_path / "d.csv", "d", "-t", "t", "-c", "c", "--sep", sep)
+    assert result.exit_code == 0, result.output
+    assert report_of(layout)["rows"] == {"read": 21, "kept": 20, "dropped": {"empty_path": 1}}
+
+
+def test_a_cell_larger_than_a_block(layout: Layout, tmp_path: Path) -> None:
+    lines = ["t,c", *(f"text {i},{'ab'[i % 2]}" for i in range(20)), f'"{"long, " * 10**6}",a']
+    (tmp_path / "d.csv").write_text("\n".join(lines))
+    assert flat(tmp_path / "d.csv", "d", "-t", "t", "-c", "c").exit_code == 0
+    assert report_of(layout)["rows"]["kept"] == 21
+
+
 def test_drop_names_takes_names_out_of_the_path(layout: Layout, tmp_path: Path) -> None:
     pd.DataFrame(
         {"t": ["a", "b", "c"], "c": ['["A >> B >> Trunca..."]', '["A >> C"]', '["Gone..."]']}
@@ -429,6 +465,16 @@ MISTAKES: dict[str, tuple[Callable[[Path], Path], tuple[str, ...], str]] = {
     "split column": (good_csv, (*GOOD, "--split-column", "n"), "names no training rows"),
     "sheet": (lambda f: (frame(9).assign(path="x").to_excel(f / "s.xlsx"), f / "s.xlsx")[1],
               (*GOOD, "--sheet", "Nope"), "Unknown sheet 'Nope'"),
+    "not a text encoding": (good_csv, (*GOOD, "--encoding", "base64"), "Unknown encoding"),
+    "empty delimiter": (good_csv, (*GOOD[:4], "--delimiter", ""), "--delimiter is empty"),
+    "long quote": (good_csv, (*GOOD, "--quote", "ab"), "--quote 'ab'"),
+    "empty separator": (good_csv, (*GOOD, "--sep", ""), "--sep ''"),
+    "records of a CSV": (good_csv, (*GOOD, "--records", "a"), "--records is for json"),
+    "sheet of a CSV": (good_csv, (*GOOD, "--sheet", "a"), "--sheet is for xlsx"),
+    "look-around": (good_csv, ("-t", "t", "-c", "t", "--lines", "(?P<t>.)(?=a)"), "look-around"),
+    "drops all": (good_csv, (*GOOD, "--drop-names", "."), "None of the 20 rows"),
+    "all too small": (good_csv, (*GOOD, "--min-class-size", "99"), "20 of too small a class"),
+    "gaps only": (good_csv, (*GOOD[:4], "--delimiter", "A"), "20 with a gap"),
     "no DVC": (good_csv, (*GOOD, "--dvc"), "no DVC repository"),
 }  # fmt: skip
 

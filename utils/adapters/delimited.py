@@ -22,6 +22,7 @@ _SNIFFED = 1 << 18
 _SAMPLE_ROWS = 50
 _NAMED_SEPARATORS = {"tab": "\t", "\\t": "\t", "comma": ",", "semicolon": ";", "pipe": "|"}
 _MANY_LINES = 500
+_MANY_BROKEN = 20
 
 
 class CsvReader:
@@ -30,6 +31,8 @@ class CsvReader:
     def __init__(self, source: SourceFile, options: ReadOptions, hints: Sequence[str]) -> None:
         self._path = source.path
         self._options = options
+        if len(options.quote.encode()) > 1:
+            raise UserError(f"--quote {options.quote!r} is not one ASCII character, nor empty.")
         self._text = decode(source, options.encoding)
         self._sep = _separator(self._text.data, options, hints)
         first = next(iter(_sample(self._text.data, self._sep, options.quote)), [])
@@ -38,7 +41,7 @@ class CsvReader:
     def read(self, wanted: Sequence[str]) -> Batch:
         """Read the wanted columns as strings; rows with too many or few fields are broken."""
         sep, data = self._sep, self._text.data
-        if len(sep) > 1:
+        if len(sep.encode()) > 1:
             data, sep = data.replace(sep.encode(), _STAND_IN.encode()), _STAND_IN
         broken: list[str] = []
         table = self._parse(data, sep, wanted, broken)
@@ -47,10 +50,14 @@ class CsvReader:
             table = _put_back(table, self._sep)
         return Batch(
             table=table,
-            broken=len(broken),
+            broken=sum(_lines_lost(row, self._options.quote) for row in broken),
             broken_at=tuple(f"{self._path.name}:{line}" for line in places),
             encodings=(self._text.encoding,),
-            notes=(*_noted(self._text), *_long_cells(table, data)),
+            notes=(
+                *_noted(self._text),
+                *_swallowed(broken, self._options.quote),
+                *_long_cells(table, data),
+            ),
         )
 
     def _parse(self, data: bytes, sep: str, wanted: Sequence[str], broken: list[str]) -> pa.Table:
@@ -157,7 +164,7 @@ def _fit(data: bytes, sep: str, options: ReadOptions, hints: Sequence[str]) -> t
 
 def _sample(data: bytes, sep: str, quote: str) -> list[list[str]]:
     head = data[:_SNIFFED].decode("utf-8", "replace")
-    if len(sep) > 1:
+    if len(sep.encode()) > 1:
         head, sep = head.replace(sep, _STAND_IN), _STAND_IN
     style = {"quotechar": quote} if quote else {"quoting": csv.QUOTE_NONE}
     reader = csv.reader(StringIO(head, newline=""), delimiter=sep, **style)
@@ -201,6 +208,23 @@ def _line_starts(data: bytes, rows: Counter[bytes]) -> list[int]:
             if start < 0:
                 break
     return found
+
+
+def _lines_lost(row: str, quote: str) -> int:
+    """Lines of a broken row: more than one count where a stray quote swallowed them."""
+    lines = row.count("\n") + 1
+    never_closed = bool(quote) and row.count(quote) % 2 == 1
+    return lines if never_closed or lines > _MANY_BROKEN else 1
+
+
+def _swallowed(rows: Sequence[str], quote: str) -> tuple[str, ...]:
+    worst = max((_lines_lost(row, quote) for row in rows), default=1)
+    if worst == 1:
+        return ()
+    return (
+        f"a stray quote swallowed {worst:,} lines, counted as broken rows: mend it, or add "
+        "--quote '' where quotes are ordinary characters",
+    )
 
 
 def _put_back(table: pa.Table, sep: str) -> pa.Table:

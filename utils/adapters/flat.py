@@ -23,7 +23,7 @@ from utils.adapters.reading import (
     open_reader,
     select_columns,
 )
-from utils.adapters.sources import SourceFile, expand, known_encoding, open_source
+from utils.adapters.sources import TEXT_KINDS, SourceFile, expand, known_encoding, open_source
 from utils.errors import UserError
 from utils.paths import Layout
 
@@ -123,6 +123,7 @@ def _read(options: FlatOptions) -> tuple[Batch, Columns]:
         raise UserError(
             f"The files are of several kinds: {', '.join(kinds)}. Adapt one kind at a time."
         )
+    _check_kind(kinds[0], options.read)
     hints = [*options.text.split(","), *options.classes.split(",")]
     batches = []
     for source in sources:
@@ -133,6 +134,21 @@ def _read(options: FlatOptions) -> tuple[Batch, Columns]:
             raise UserError(f"{source.path}: {error.message}") from error
         batches.append(_read_one(reader, source, columns))
     return _together(batches), columns
+
+
+def _check_kind(kind: str, read: ReadOptions) -> None:
+    """Refuse options that mean nothing for files of a kind: nothing is ignored in silence."""
+    given = {
+        "--lines": (read.lines, ("csv",)),
+        "--records": (read.records, ("json",)),
+        "--sheet": (read.sheet, ("xlsx",)),
+        "--sep": (read.sep, ("csv",)),
+        "--no-header": (not read.header, ("csv",)),
+        "--encoding": (read.encoding, TEXT_KINDS),
+    }
+    for option, (value, kinds) in given.items():
+        if value and kind not in kinds:
+            raise UserError(f"{option} is for {' and '.join(kinds)} files; these are {kind}.")
 
 
 def _columns(reader: Reader, options: FlatOptions) -> Columns:

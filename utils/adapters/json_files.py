@@ -176,7 +176,7 @@ def _oriented(
     if isinstance(value, list):
         return _from_list(value)
     if not isinstance(value, dict) or not value:
-        raise UserError(f"{source.path} holds {type(value).__name__}, which is no table.")
+        raise UserError(f"{source.path} holds {str(value)[:40]!r}, which is no table.")
     if isinstance(value.get("data"), list) and ("columns" in value or "schema" in value):
         names, rows = _from_list(value["data"])
         given = value.get("columns")

@@ -62,6 +62,8 @@ class AdaptOptions:
     def __post_init__(self) -> None:
         if self.labels.depth is not None and self.labels.depth < 1:
             raise UserError(f"--depth is {self.labels.depth}: a path has at least 1 level.")
+        if self.labels.delimiter == "":
+            raise UserError("--delimiter is empty. Give what separates names, or leave it out.")
         if not 0 < self.proportion <= 1:
             raise UserError(f"--proportion is {self.proportion:g}: it must be above 0, at most 1.")
         if self.min_class_size < 1:
@@ -367,7 +369,9 @@ def _notes(
     labels: Labels, splits: Mapping[str, pa.Table], hierarchy: Hierarchy, options: AdaptOptions
 ) -> list[str]:
     notes = [labels.note] if labels.note else []
-    notes += [f"{side} is empty" for side, part in splits.items() if not part.num_rows]
+    empty = [side for side, part in splits.items() if not part.num_rows]
+    if empty:
+        notes.append(f"no rows for {' and '.join(empty)}: too few per class, or not in the split")
     depth = options.labels.depth
     if depth is not None and depth > hierarchy.depth:
         notes.append(f"--depth {depth}: the longest path has {hierarchy.depth} levels")

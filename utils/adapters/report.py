@@ -14,17 +14,17 @@ from utils.hierarchy import Hierarchy, Ints
 
 FORMAT = 1
 REASONS = {
-    "broken_row": "broken rows",
-    "empty_text": "no text",
-    "empty_path": "no class",
-    "broken_path": "a gap in the class path",
-    "no_parent": "class not in the parents file",
-    "no_split": "no value in the split column",
-    "duplicate": "same text, same classes",
-    "small_class": "class too small",
+    "broken_row": "broken",
+    "empty_text": "without text",
+    "empty_path": "without class",
+    "broken_path": "with a gap in the class path",
+    "no_parent": "with a class that the parents file lacks",
+    "no_split": "without train, val or test in the split column",
+    "leaked": "with a text of an earlier split",
+    "duplicate": "repeating a text and its path",
+    "small_class": "of too small a class",
     "not_sampled": "left out by --proportion",
-    "leaked": "text already in an earlier split",
-    "unseen_class": "class that train does not have",
+    "unseen_class": "with a class that train lacks",
 }
 
 

@@ -197,7 +197,7 @@ def _is_text(head: bytes) -> bool:
         return True
     # A NUL or two among letters is dirt; characters that separate columns are no sign either.
     control = sum(head.count(bytes([code])) for code in range(28) if code not in _IN_TEXT)
-    return control * 25 < len(head)
+    return control * 25 < len(head) + 75
 
 
 def _utf16_guess(head: bytes) -> str | None:
@@ -233,8 +233,9 @@ def decode(source: SourceFile, encoding: str | None) -> Decoded:
 def known_encoding(encoding: str) -> str:
     """Return Python's name of an encoding, or raise `UserError`."""
     try:
+        "".encode(encoding)  # refuses codecs that are none of text, too
         return codecs.lookup(encoding).name
-    except LookupError as error:
+    except (LookupError, ValueError) as error:
         raise UserError(
             f"Unknown encoding {encoding!r}. Try utf-8, utf-16, cp1252, cp1250, latin-1, …"
         ) from error
