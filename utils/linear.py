@@ -88,13 +88,17 @@ class TfidfScorer:
 
     def _score_batch(self, texts: Sequence[str]) -> tuple[Floats, Floats]:
         matrix = self.features.transform(texts)
-        scores = self.decide(matrix)
-        if self.paths is not None:
-            scores = np.ascontiguousarray((self.paths @ log_probability(scores).T).T)
-        return scores, pool(matrix, self.feature_count)
+        return self.scores(matrix), pool(matrix, self.feature_count)
+
+    def scores(self, matrix: sp.csr_matrix) -> Floats:
+        """Return the scores of feature rows; shape (rows, score columns)."""
+        decisions = self.decide(matrix)
+        if self.paths is None:
+            return decisions
+        return np.ascontiguousarray((self.paths @ log_probability(decisions).T).T)
 
     def decide(self, matrix: sp.csr_matrix) -> Floats:
-        """Return the decision values of feature rows; shape (rows, columns), dense."""
+        """Return the decision values of feature rows; shape (rows, classifiers), dense."""
         product = matrix @ self._by_feature
         scores = product.toarray() if sp.issparse(product) else product
         return np.asarray(scores, dtype=np.float32) + self.intercepts

@@ -28,8 +28,8 @@ Progress = Callable[[int, int], None]
 _CHUNK = 32
 # Weights kept in all; beyond it each class keeps its largest. 8 bytes each on disk.
 _MAX_WEIGHTS = 36_000_000
-# The answer of a classifier that has never seen its class; the margin of the SGD losses is 1.
-_NEVER = -1.0
+# The answer of a classifier that never saw its class: far below the margin, which is -1.
+_NEVER = -10.0
 
 
 @dataclass(frozen=True, kw_only=True)

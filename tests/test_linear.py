@@ -1,0 +1,388 @@
+"""TF-IDF features, fitting of many classifiers, the scorer, and the two models made of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import SGDClassifier
+
+from models import model_class
+from models.tfidf_hsgd.tfidf_hsgd import classifier_columns, sibling_families
+from utils import linear, sgd
+from utils.data import Split
+from utils.errors import UserError
+from utils.hierarchy import Hierarchy
+from utils.linear import POOLED_FEATURES, TfidfScorer, log_probability, pool
+from utils.sgd import Family, SgdSettings, fit_families
+from utils.tfidf import TfidfFeatures, TfidfSettings
+
+ROOT = Path(__file__).resolve().parent.parent
+MODELS = ("tfidf_lsgd", "tfidf_hsgd")
+# Three levels; equal names under different parents, an only child, rows ending at inner nodes.
+PATHS: list[tuple[str, ...]] = [
+    ("Health", "Equate", "Pills"),
+    ("Health", "Equate", "Drops"),
+    ("Health", "Other", "Pills"),
+    ("Beauty", "Equate", "Cream"),
+    ("Beauty", "Equate", "Drops"),
+    ("Beauty", "Equate"),
+    ("Beauty", "Other"),
+    ("Toys", "Blocks", "Wood"),
+    ("Garden",),
+]
+
+
+def make_rows(
+    rng: np.random.Generator, rows: int, paths: list[tuple[str, ...]] = PATHS
+) -> tuple[Hierarchy, Split]:
+    """Texts of words that belong to the nodes of their path, with noise."""
+    ends = np.concatenate([np.arange(len(paths)), rng.integers(len(paths), size=rows)])
+    texts = []
+    for end in ends:
+        nodes = [".".join(paths[end][: h + 1]) for h in range(len(paths[end]))]
+        known = [f"w{abs(hash_of(node))}x{rng.integers(4)}" for node in nodes for _ in range(3)]
+        noise = [f"noise{rng.integers(60)}" for _ in range(4)]
+        texts.append(" ".join(rng.permutation([*known, *noise])))
+    depth = max(map(len, paths))
+    columns = [[paths[e][h] if h < len(paths[e]) else None for e in ends] for h in range(depth)]
+    tree, codes = Hierarchy.from_paths(columns)
+    return tree, Split(texts=texts, codes=codes)
+
+
+def hash_of(text: str) -> int:
+    """A hash that is the same in every process."""
+    return int.from_bytes(text.encode(), "big") % 1_000_003
+
+
+def trained(name: str, tree: Hierarchy, train: Split, seed: int = 0, **keys: Any) -> Any:
+    cls = model_class(name)
+    model = cls(tree, cls.Config(**keys))
+    list(model.fit(train, train.take(slice(0, 0)), epochs=None, seed=seed))
+    return model
+
+
+# -- features -----------------------------------------------------------------------------
+
+
+def random_texts(rng: np.random.Generator, rows: int = 60) -> list[str]:
+    return [
+        " ".join(f"word{n}" for n in rng.integers(30, size=rng.integers(0, 15)))
+        for _ in range(rows)
+    ]
+
+
+@pytest.mark.parametrize("min_df", [1, 3])
+def test_word_features_equal_scikit_learns(rng: np.random.Generator, min_df: int) -> None:
+    texts, more = random_texts(rng), random_texts(rng)
+    settings = TfidfSettings(stemmer="none", word_ngrams=3, min_df=min_df)
+    features, matrix = TfidfFeatures.learn(texts, settings)
+    reference = TfidfVectorizer(ngram_range=(1, 3), min_df=min_df, sublinear_tf=True)
+    expected = reference.fit_transform(texts)
+    assert matrix.shape == expected.shape
+    # Columns are in another order: what counts is which rows are alike.
+    np.testing.assert_allclose(
+        (matrix @ matrix.T).toarray(), (expected @ expected.T).toarray(), atol=1e-5
+    )
+    here, there = features.transform(more), reference.transform(more)
+    np.testing.assert_allclose(
+        (here @ matrix.T).toarray(), (there @ expected.T).toarray(), atol=1e-5
+    )
+
+
+def test_character_features_are_those_within_words() -> None:
+    settings = TfidfSettings(stemmer="none", word_ngrams=1, char_ngrams=4, char_ngrams_from=2)
+    texts = ["red shoe", "reds shoes red", "blue"]
+    features, matrix = TfidfFeatures.learn(texts, settings)
+    reference = TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 4), sublinear_tf=True)
+    expected = reference.fit_transform(texts)
+    assert features.chars is not None
+    # scikit-learn adds n-grams of words shorter than n; there are none here.
+    assert features.chars.grams == sorted(reference.get_feature_names_out())
+    own = matrix[:, len(features.words) :]
+    np.testing.assert_allclose(
+        (own @ own.T).toarray() * 2, (expected @ expected.T).toarray(), atol=1e-5
+    )
+    typo = features.transform(["shooes"])
+    assert (typo @ matrix.T).toarray()[0, 1] > 0.1  # no word in common, but most characters
+
+
+@pytest.mark.parametrize("chars", [0, 4])
+def test_transform_gives_the_training_matrix(rng: np.random.Generator, chars: int) -> None:
+    texts = [*random_texts(rng), "", "!!!"]
+    features, matrix = TfidfFeatures.learn(texts, TfidfSettings(min_df=2, char_ngrams=chars))
+    assert abs(matrix - features.transform(texts)).max() < 1e-6
+    norms = np.sqrt(matrix.multiply(matrix).sum(axis=1)).A1
+    np.testing.assert_allclose(norms[norms > 0], 1, rtol=1e-5)
+    assert norms[-1] == 0
+    assert matrix.dtype == np.float32
+
+
+def test_max_features_raises_min_df(rng: np.random.Generator) -> None:
+    texts = random_texts(rng, 300)
+    features, matrix = TfidfFeatures.learn(texts, TfidfSettings(max_features=100))
+    assert 20 < features.feature_count <= 100
+    assert np.bincount(matrix.indices).min() > 1
+
+
+# -- fitting ------------------------------------------------------------------------------
+
+
+def blobs(rng: np.random.Generator, rows: int, classes: int) -> tuple[sp.csr_matrix, np.ndarray]:
+    labels = np.concatenate([np.arange(classes), rng.integers(classes, size=rows - classes)])
+    dense = rng.random((rows, 3 * classes)) * (rng.random((rows, 3 * classes)) < 0.2)
+    dense[np.arange(rows), labels] += 1
+    dense /= np.linalg.norm(dense, axis=1, keepdims=True)
+    return sp.csr_matrix(dense.astype(np.float32)), labels
+
+
+def whole(labels: np.ndarray, classes: int) -> Family:
+    return Family(rows=np.arange(len(labels)), labels=labels, columns=np.arange(classes))
+
+
+@pytest.mark.parametrize("classes", [2, 3, 40, 100])
+def test_many_classes_are_fitted_in_chunks(rng: np.random.Generator, classes: int) -> None:
+    matrix, labels = blobs(rng, 12 * classes, classes)
+    weights, intercepts = fit_families(
+        matrix, [whole(labels, classes)], classes, SgdSettings(), seed=0
+    )
+    scores = matrix @ weights.T.toarray() + intercepts
+    assert (scores.argmax(axis=1) == labels).mean() > 0.95
+    if classes == 2:
+        np.testing.assert_allclose(scores[:, 0], -scores[:, 1], rtol=1e-5)
+
+
+def test_threads_and_repetition_do_not_change_weights(
+    rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    matrix, labels = blobs(rng, 800, 100)
+    settings = SgdSettings(max_negatives=200)
+    found = []
+    for threads, seed in ((1, 0), (4, 0), (4, 1)):
+        monkeypatch.setattr(sgd, "_thread_count", lambda threads=threads: threads)
+        found.append(fit_families(matrix, [whole(labels, 100)], 100, settings, seed=seed))
+    assert abs(found[0][0] - found[1][0]).max() == 0
+    np.testing.assert_array_equal(found[0][1], found[1][1])
+    assert abs(found[0][0] - found[2][0]).max() > 0
+
+
+def test_a_class_without_rows_never_wins(rng: np.random.Generator) -> None:
+    matrix, labels = blobs(rng, 90, 3)
+    family = Family(rows=np.arange(90), labels=labels + 1, columns=np.arange(4))
+    weights, intercepts = fit_families(matrix, [family], 4, SgdSettings(), seed=0)
+    scores = matrix @ weights.T.toarray() + intercepts
+    assert (scores.argmax(axis=1) > 0).all()
+
+
+def test_only_the_largest_weights_are_kept_when_there_are_too_many(
+    rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    matrix, labels = blobs(rng, 400, 40)
+    full, _ = fit_families(matrix, [whole(labels, 40)], 40, SgdSettings(), seed=0)
+    monkeypatch.setattr(sgd, "_MAX_WEIGHTS", 40 * 10)
+    small, _ = fit_families(matrix, [whole(labels, 40)], 40, SgdSettings(), seed=0)
+    assert np.diff(small.indptr).max() == 10
+    kept = abs(full.toarray())
+    kept.sort(axis=1)
+    np.testing.assert_allclose(abs(small).sum(axis=1).A1, kept[:, -10:].sum(axis=1), rtol=1e-5)
+
+
+def test_families_equal_one_classifier_per_node(rng: np.random.Generator) -> None:
+    """The trap: global indices of nodes meet level-local codes of labels."""
+    ragged, split = make_rows(rng, 400)
+    tree = ragged.full_depth()
+    codes = tree.extend_codes(split.codes, ragged)
+    _, matrix = TfidfFeatures.learn(split.texts, TfidfSettings())
+    column = classifier_columns(tree)
+    families = list(sibling_families(tree, codes))
+    assert {len(family.columns) for family in families} >= {2, 3, 4}
+    seen = np.concatenate([family.columns for family in families])
+    np.testing.assert_array_equal(np.sort(seen), np.arange(column.max() + 1))
+    weights, intercepts = fit_families(matrix, families, len(seen), SgdSettings(), seed=0)
+    decisions = matrix @ weights.T.toarray() + intercepts
+    for node in [-1, *np.flatnonzero(tree.child_counts > 1)]:
+        level = 0 if node < 0 else int(tree.levels[node]) + 1
+        classes = codes[:, level] + tree.level_offsets[level]
+        children = np.unique(classes[tree.parents_global[classes] == node])
+        rows = np.isin(classes, children)
+        alone = SGDClassifier(loss="modified_huber", average=True, random_state=0)
+        alone.fit(matrix[rows], classes[rows])
+        mine = children[decisions[rows][:, column[children]].argmax(axis=1)]
+        assert (mine == alone.predict(matrix[rows])).mean() > 0.98
+        assert (mine == classes[rows]).mean() > 0.95
+
+
+# -- models -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_models_learn_ragged_trees_with_repeated_names(rng: np.random.Generator, name: str) -> None:
+    tree, split = make_rows(rng, 900)
+    model = trained(name, tree, split.take(slice(0, 700)))
+    test = split.take(slice(700, None))
+    scores, features = model.scorer.score(test.texts)
+    assert scores.shape == (len(test), model.tree.level_sizes[-1])
+    assert features.shape == (len(test), POOLED_FEATURES)
+    assert scores.dtype == features.dtype == np.float32
+    truth = model.tree.last_codes(test.codes, tree)
+    assert (scores.argmax(axis=1) == truth).mean() > 0.9
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "paths",
+    [
+        [("A",), ("B",)],
+        [("A", "x"), ("A", "y")],
+        [("A", "x", "1"), ("A", "x", "2"), ("A", "x", "3")],
+        [("A", "only", "1"), ("B", "only", "1"), ("C",)],
+        [("A", "b", "c", "d", "e"), ("A", "b"), ("F",)],
+    ],
+    ids=["one level", "first level of one class", "chain", "only children", "five levels"],
+)
+def test_odd_trees(rng: np.random.Generator, name: str, paths: list[tuple[str, ...]]) -> None:
+    tree, split = make_rows(rng, 200, paths)
+    model = trained(name, tree, split)
+    scores, _ = model.scorer.score(split.texts)
+    truth = model.tree.last_codes(split.codes, tree)
+    assert (scores.argmax(axis=1) == truth).mean() > 0.95
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("chars", [0, 4])
+def test_state_and_files_give_equal_scores(
+    rng: np.random.Generator, name: str, chars: int, tmp_path: Path
+) -> None:
+    tree, split = make_rows(rng, 200)
+    scorer = trained(name, tree, split, char_ngrams=chars).scorer
+    arrays, meta = scorer.state()
+    assert all(array.dtype != object for array in arrays.values())
+    again = TfidfScorer.from_state(arrays, json.loads(json.dumps(meta)))
+    loaded = TfidfScorer.load(tmp_path, json.loads(json.dumps(scorer.save(tmp_path))))
+    texts = [*split.texts[:20], "", "entirely unknown", "żółć 鞋子"]
+    expected = scorer.score(texts)
+    for other in (again, loaded):
+        for left, right in zip(expected, other.score(texts), strict=True):
+            np.testing.assert_array_equal(left, right)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_row_does_not_depend_on_its_batch(
+    rng: np.random.Generator, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree, split = make_rows(rng, 200)
+    scorer = trained(name, tree, split).scorer
+    texts = [*split.texts[:30], "", "noise1 unknown", " ".join(split.texts)]
+    scores, features = scorer.score(texts)
+    back, _ = scorer.score(texts[::-1])
+    np.testing.assert_array_equal(scores, back[::-1])
+    for row, text in enumerate(texts):
+        alone, pooled = scorer.score([text])
+        np.testing.assert_array_equal(scores[row], alone[0])
+        np.testing.assert_array_equal(features[row], pooled[0])
+    monkeypatch.setattr(linear, "_MAX_BATCH", 7)
+    np.testing.assert_array_equal(scores, scorer.score(texts)[0])
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_texts_without_a_known_word_score_the_intercepts(
+    rng: np.random.Generator, name: str
+) -> None:
+    tree, split = make_rows(rng, 100)
+    scorer = trained(name, tree, split).scorer
+    scores, features = scorer.score(["", "   ", "qqq zzz", "😀"])
+    assert np.isfinite(scores).all()
+    assert (scores == scores[0]).all()
+    assert (features == 0).all()
+    assert scorer.score([])[0].shape == (0, scores.shape[1])
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_same_seed_same_model(rng: np.random.Generator, name: str) -> None:
+    tree, split = make_rows(rng, 200)
+    first, again, other = (trained(name, tree, split, seed=s).scorer for s in (0, 0, 1))
+    assert abs(first.weights - again.weights).max() == 0
+    assert abs(first.weights - other.weights).max() > 0
+
+
+def test_training_needs_words(rng: np.random.Generator) -> None:
+    tree, split = make_rows(rng, 50)
+    with pytest.raises(UserError, match="min_df"):
+        trained("tfidf_lsgd", tree, split, min_df=1000)
+    with pytest.raises(UserError, match="empty"):
+        trained("tfidf_lsgd", tree, split.take(slice(0, 0)))
+
+
+# -- scores and pooled features -----------------------------------------------------------
+
+
+def test_pooling_means_groups_of_columns_whatever_the_rows(rng: np.random.Generator) -> None:
+    """The trap: groups clipped by the number of rows."""
+    matrix = sp.random(3, 1000, density=0.1, format="csr", dtype=np.float32, rng=rng)
+    pooled = pool(matrix, 64)
+    assert pooled.shape == (3, 64)
+    expected = [matrix.toarray()[:, group::64].mean(axis=1) for group in range(64)]
+    np.testing.assert_allclose(pooled, np.stack(expected, axis=1), rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_feature_rows_are_never_densified(
+    rng: np.random.Generator, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree, split = make_rows(rng, 200)
+    scorer = trained(name, tree, split).scorer
+    width = scorer.features.feature_count
+    dense = sp.csr_matrix.toarray
+
+    def refuse(matrix: sp.csr_matrix, *args: Any, **kwargs: Any) -> Any:
+        assert matrix.shape[1] != width
+        return dense(matrix, *args, **kwargs)
+
+    monkeypatch.setattr(sp.csr_matrix, "toarray", refuse)
+    monkeypatch.setattr(sp.csr_matrix, "todense", refuse)
+    scorer.score(split.texts)
+
+
+def test_sparse_and_dense_weights_score_alike(
+    rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree, split = make_rows(rng, 200)
+    scorer = trained("tfidf_lsgd", tree, split).scorer
+    monkeypatch.setattr(linear, "_DENSE_CELLS", 0)
+    sparse = TfidfScorer(scorer.features, scorer.weights, scorer.intercepts)
+    assert sp.issparse(sparse._by_feature)
+    assert not sp.issparse(scorer._by_feature)
+    np.testing.assert_allclose(
+        scorer.score(split.texts)[0], sparse.score(split.texts)[0], rtol=1e-4, atol=1e-5
+    )
+
+
+def test_log_probability_keeps_the_order_where_it_saturates() -> None:
+    decisions = np.array([[-5, -2, -1, 0, 1, 2]], dtype=np.float32)
+    found = log_probability(decisions)[0]
+    assert (np.diff(found) > 0).all()
+    np.testing.assert_allclose(found[3], np.log(0.5), rtol=1e-5)
+
+
+def test_serving_needs_no_scikit_learn(rng: np.random.Generator, tmp_path: Path) -> None:
+    tree, split = make_rows(rng, 60)
+    scorer = trained("tfidf_hsgd", tree, split).scorer
+    entry = scorer.save(tmp_path)
+    (tmp_path / "entry.json").write_text(json.dumps(entry))
+    code = (
+        "import json, sys, pathlib; from utils.linear import TfidfScorer;"
+        "folder = pathlib.Path(sys.argv[1]);"
+        "s = TfidfScorer.load(folder, json.loads((folder / 'entry.json').read_text()));"
+        "s.score(['noise1']);"
+        "assert not {'sklearn', 'torch', 'nltk', 'pandas', 'pyarrow'} & set(sys.modules)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, env=environment)
