@@ -27,6 +27,7 @@ from utils.adapters.labels import BROKEN, EMPTY, LabelOptions, labels_of
 from utils.adapters.parents import load_parents
 from utils.adapters.pipeline import AdaptOptions, Columns, Provenance, adapt_table
 from utils.adapters.reading import select_columns
+from utils.adapters.sources import _is_utf8
 from utils.adapters.splitting import TEST, TRAIN, VAL, Ratios, random_split, sample
 from utils.data import SPLITS, load_dataset
 from utils.errors import UserError
@@ -106,6 +107,16 @@ def test_random_dirty_texts_agree_with_a_plain_loop(seed: int) -> None:
     found, count = texts_of(pa.table({"t": pa.chunked_array([texts[:700], texts[700:]])}), ["t"])
     assert found.to_pylist() == [control.sub(" ", text or "").strip() for text in texts]
     assert count == sum(bool(control.search(text or "")) for text in texts)
+
+
+def test_utf8_is_checked_over_slices() -> None:
+    for before in range(65_530, 65_540):
+        good = b"a" * before + "ż€😀".encode() + b"b" * 70_000
+        assert _is_utf8(good)
+        assert _is_utf8(good + "é".encode())
+        assert not _is_utf8(good + b"\xc3")
+        assert not _is_utf8(good[:before] + b"\xff" + good[before:])
+        assert not _is_utf8(good[: before + 1] + good[before + 2 :])
 
 
 def test_sliced_columns_are_cleaned_in_place() -> None:

@@ -43,7 +43,7 @@ _UNPACKERS: dict[str, Callable[[bytes], bytes]] = {
 }
 _HEAD = 1 << 16
 _IN_TEXT = (1, 9, 10, 12, 13)
-_SLICE = 1 << 18  # small enough for the cache
+_SLICE = 1 << 16  # small enough for the cache
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -263,14 +263,18 @@ def _marked(data: bytes) -> str | None:
 
 
 def _is_utf8(data: bytes) -> bool:
-    if data.isascii():
-        return True
-    check = codecs.getincrementaldecoder("utf-8")()
-    view = memoryview(data)
+    """Decode the slices that are not plain ASCII; a character may straddle two of them."""
+    import numpy as np
+
+    codes, view = np.frombuffer(data, dtype=np.uint8), memoryview(data)
+    start = 0
     try:
-        for start in range(0, len(data), _SLICE):
-            check.decode(view[start : start + _SLICE])
-        check.decode(b"", final=True)
+        while start < len(data):
+            end = min(start + _SLICE, len(data))
+            if codes[start:end].max() < 128:
+                start = end
+            else:
+                start += codecs.utf_8_decode(view[start:end], "strict", end == len(data))[1]
     except UnicodeDecodeError:
         return False
     return True
