@@ -60,6 +60,38 @@ def test_a_link_shares_the_content_and_survives_a_new_source(tmp_path: Path) -> 
     assert (tmp_path / "b").read_text() == "1"
 
 
+def test_leavings_of_dead_processes_are_swept(tmp_path: Path) -> None:
+    dead, mine, young = ".tmp-4194305-a", f".tmp-{os.getpid()}-b", ".tmp-4194305-c"
+    for name in (dead, mine, young):
+        (tmp_path / name).write_text("half")
+    for name in (dead, mine):
+        os.utime(tmp_path / name, (0, 0))
+    write_json(tmp_path / "a.json", {})
+    assert names(tmp_path) == sorted([mine, young, "a.json"])
+
+
+def test_readers_of_a_replaced_folder_always_find_one(tmp_path: Path) -> None:
+    code = (
+        "import sys, pathlib; sys.path.insert(0, sys.argv[1])\n"
+        "from utils.files import atomic_dir\n"
+        "for k in range(200):\n"
+        "    with atomic_dir(pathlib.Path(sys.argv[2]) / 'd') as temporary:\n"
+        "        (temporary / 'x').write_text(str(k))\n"
+    )
+    with atomic_dir(tmp_path / "d") as temporary:
+        (temporary / "x").write_text("first")
+    looked = 0
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(PROJECT_ROOT), str(tmp_path)]
+    ) as process:
+        while process.poll() is None:
+            assert (tmp_path / "d").is_dir()
+            looked += 1
+    assert process.returncode == 0
+    assert looked > 100
+    assert (tmp_path / "d" / "x").read_text() == "199"
+
+
 KILLED = """
 import sys, pathlib
 sys.path.insert(0, sys.argv[1])

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +19,9 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 TEMPORARY_PREFIX = ".tmp-"
+STALE = 3600.0  # seconds
+_HERE = -100  # AT_FDCWD: paths are relative to the current folder
+_EXCHANGE = 2  # RENAME_EXCHANGE
 
 
 def _sync(path: Path) -> None:
@@ -57,9 +62,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """
     with _explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(
-            prefix=TEMPORARY_PREFIX, suffix=path.suffix, dir=path.parent
-        )
+        _sweep(path.parent)
+        handle, name = tempfile.mkstemp(prefix=_prefix(), suffix=path.suffix, dir=path.parent)
         os.close(handle)
         temporary = Path(name)
         try:
@@ -85,7 +89,8 @@ def atomic_dir(path: Path) -> Iterator[Path]:
     """
     with _explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=TEMPORARY_PREFIX, dir=path.parent))
+        _sweep(path.parent)
+        temporary = Path(tempfile.mkdtemp(prefix=_prefix(), dir=path.parent))
         try:
             yield temporary
             for file in temporary.rglob("*"):
@@ -99,18 +104,44 @@ def atomic_dir(path: Path) -> Iterator[Path]:
 
 
 def _swap(new: Path, path: Path) -> None:
+    """Put `new` in the place of `path`, which then lies where `new` was, or is gone."""
     if not path.exists():
         new.rename(path)
-        return
-    aside = Path(tempfile.mkdtemp(prefix=TEMPORARY_PREFIX, dir=path.parent))
-    path.rename(aside / "old")
-    try:
-        new.rename(path)
-    except OSError:
-        (aside / "old").rename(path)
-        raise
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+    elif not _exchange(new, path):
+        # Where folders cannot be exchanged in one step there is a moment without any.
+        aside = Path(tempfile.mkdtemp(prefix=_prefix(), dir=path.parent))
+        path.rename(aside / "old")
+        try:
+            new.rename(path)
+        except OSError:
+            (aside / "old").rename(path)
+            raise
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Exchange two paths in one step; False where the system cannot."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if not hasattr(libc, "renameat2"):
+        return False
+    done = libc.renameat2(_HERE, os.fsencode(one), _HERE, os.fsencode(other), _EXCHANGE)
+    return bool(done == 0)
+
+
+def _prefix() -> str:
+    """A hidden beginning that tells whose temporary file it is."""
+    return f"{TEMPORARY_PREFIX}{os.getpid()}-"
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what killed processes left behind, once it is an hour old."""
+    for path in folder.glob(f"{TEMPORARY_PREFIX}*"):
+        owner = path.name.removeprefix(TEMPORARY_PREFIX).partition("-")[0]
+        with suppress(OSError):
+            if Path(f"/proc/{owner}").exists() or time.time() - path.stat().st_mtime < STALE:
+                continue
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def link(source: Path, path: Path) -> None:
