@@ -18,7 +18,7 @@ from utils.data import Split
 from utils.decode import Floats
 from utils.errors import UserError
 from utils.hierarchy import Ints
-from utils.linear import TfidfScorer
+from utils.linear import Paths, TfidfScorer
 from utils.sgd import SgdSettings
 from utils.tfidf import TfidfFeatures, TfidfSettings
 
@@ -71,8 +71,8 @@ class SklearnModel(Model):
             Shape (classifiers,).
         """
 
-    def paths(self) -> sp.csr_matrix | None:
-        """Classifiers on the way to each last-level class, as ones; None if they are those."""
+    def paths(self) -> Paths | None:
+        """How local classifiers make up the last-level classes; None if they are those."""
         return None
 
     @property

@@ -21,7 +21,7 @@ from utils import linear, sgd
 from utils.data import Split
 from utils.errors import UserError
 from utils.hierarchy import Hierarchy
-from utils.linear import POOLED_FEATURES, TfidfScorer, log_probability, pool
+from utils.linear import POOLED_FEATURES, Paths, TfidfScorer, pool
 from utils.sgd import Family, SgdSettings, fit_families
 from utils.tfidf import TfidfFeatures, TfidfSettings
 
@@ -365,11 +365,17 @@ def test_sparse_and_dense_weights_score_alike(
     )
 
 
-def test_log_probability_keeps_the_order_where_it_saturates() -> None:
-    decisions = np.array([[-5, -2, -1, 0, 1, 2]], dtype=np.float32)
-    found = log_probability(decisions)[0]
-    assert (np.diff(found) > 0).all()
-    np.testing.assert_allclose(found[3], np.log(0.5), rtol=1e-5)
+def test_path_scores_are_products_with_none_of_them_as_an_option() -> None:
+    """Two families, their columns not side by side; the third path has only the first factor."""
+    along = sp.csr_matrix(np.array([[1, 1, 0, 0], [1, 0, 0, 1], [0, 0, 1, 0]], dtype=np.float32))
+    paths = Paths(along=along, families=np.array([-1, 5, -1, 5], dtype=np.int32))
+    decisions = np.array([[0.5, -3, -0.5, -2], [300, -300, 0, 1]], dtype=np.float32)
+    scores = paths.score(decisions)
+    none = np.exp(-2)
+    top = np.exp(1) / (np.exp(1) + np.exp(-1) + none)
+    below = np.array([np.exp(-6), np.exp(-4)]) / (np.exp(-6) + np.exp(-4) + none)
+    np.testing.assert_allclose(np.exp(scores[0, :2]), top * below, rtol=1e-4)
+    assert np.isfinite(scores).all()
 
 
 def test_serving_needs_no_scikit_learn(rng: np.random.Generator, tmp_path: Path) -> None:

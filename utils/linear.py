@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +24,50 @@ _BATCH_CELLS = 8_000_000
 _MAX_BATCH = 4096
 # Dense weights are several times faster to multiply by; up to this many cells they are used.
 _DENSE_CELLS = 60_000_000
-_LEAST = np.float32(1e-3)
-_SLOPE = np.float32(1e-2)
+# Decision values run from -1 to 1, probabilities from exp(-2) : 1 to exp(2) : 1.
+_STEEPNESS = np.float32(2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Paths:
+    """How the scores of local classifiers add up to scores of paths.
+
+    Attributes
+    ----------
+    along : (paths, classifiers) sparse ones: which classifiers stand on the way of a path.
+    families : (classifiers,) int32, equal among siblings.
+    """
+
+    along: sp.csr_matrix
+    families: NDArray[np.int32]
+
+    @cached_property
+    def _order(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+        order = np.argsort(self.families, kind="stable")
+        ordered = self.families[order]
+        starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
+        return order, starts, np.diff(np.append(starts, len(order)))
+
+    def log_probability(self, decisions: Floats) -> Floats:
+        """Log-probability of each class among its siblings and "none of them".
+
+        Without the latter, a branch in which nothing fits would share out its whole probability
+        all the same. It stands at the decision value -1, where a classifier is sure of its no.
+        """
+        if not len(self.families):
+            return decisions
+        order, starts, sizes = self._order
+        ordered = _STEEPNESS * decisions[:, order]
+        top = np.maximum(np.maximum.reduceat(ordered, starts, axis=1), -_STEEPNESS)
+        shares = np.exp(ordered - np.repeat(top, sizes, axis=1))
+        total = np.add.reduceat(shares, starts, axis=1) + np.exp(-_STEEPNESS - top)
+        result = np.empty_like(ordered)
+        result[:, order] = ordered - np.repeat(top + np.log(total), sizes, axis=1)
+        return result
+
+    def score(self, decisions: Floats) -> Floats:
+        """Log-probability of each path; shape (rows, paths)."""
+        return np.ascontiguousarray((self.along @ self.log_probability(decisions).T).T)
 
 
 class TfidfScorer:
@@ -34,8 +78,8 @@ class TfidfScorer:
     features : the vocabulary.
     weights : (columns, features) sparse; empty rows allowed.
     intercepts : (columns,)
-    paths : (paths, columns) sparse ones, or None. With it, columns are local classifiers and a
-        path's score is the logarithm of the product of their probabilities along it.
+    paths : None, or what makes scores of paths from local classifiers; without it, each row of
+        `weights` is a score column.
     """
 
     def __init__(
@@ -43,7 +87,7 @@ class TfidfScorer:
         features: TfidfFeatures,
         weights: sp.csr_matrix,
         intercepts: Floats,
-        paths: sp.csr_matrix | None = None,
+        paths: Paths | None = None,
     ) -> None:
         self.features = features
         self.weights = weights
@@ -61,7 +105,7 @@ class TfidfScorer:
     @property
     def column_count(self) -> int:
         """Number of score columns."""
-        return int((self.weights if self.paths is None else self.paths).shape[0])
+        return int((self.weights if self.paths is None else self.paths.along).shape[0])
 
     @property
     def feature_count(self) -> int:
@@ -93,9 +137,7 @@ class TfidfScorer:
     def scores(self, matrix: sp.csr_matrix) -> Floats:
         """Return the scores of feature rows; shape (rows, score columns)."""
         decisions = self.decide(matrix)
-        if self.paths is None:
-            return decisions
-        return np.ascontiguousarray((self.paths @ log_probability(decisions).T).T)
+        return decisions if self.paths is None else self.paths.score(decisions)
 
     def decide(self, matrix: sp.csr_matrix) -> Floats:
         """Return the decision values of feature rows; shape (rows, classifiers), dense."""
@@ -116,8 +158,9 @@ class TfidfScorer:
             arrays["weights_indices"] = self.weights.indices.astype(np.int32)
             arrays["weights_indptr"] = self.weights.indptr.astype(np.int64)
         if self.paths is not None:
-            arrays["paths_indices"] = self.paths.indices.astype(np.int32)
-            arrays["paths_indptr"] = self.paths.indptr.astype(np.int64)
+            arrays["paths_indices"] = self.paths.along.indices.astype(np.int32)
+            arrays["paths_indptr"] = self.paths.along.indptr.astype(np.int64)
+            arrays["paths_families"] = self.paths.families
         return arrays, {"tfidf": settings}
 
     @classmethod
@@ -134,7 +177,8 @@ class TfidfScorer:
         if "paths_indptr" in arrays:
             indices, starts = arrays["paths_indices"], arrays["paths_indptr"]
             ones = np.ones(len(indices), dtype=np.float32)
-            paths = sp.csr_matrix((ones, indices, starts), shape=(len(starts) - 1, shape[0]))
+            along = sp.csr_matrix((ones, indices, starts), shape=(len(starts) - 1, shape[0]))
+            paths = Paths(along=along, families=arrays["paths_families"])
         return cls(features, weights, arrays["intercepts"], paths)
 
     def save(self, folder: Path) -> dict[str, Any]:
@@ -153,17 +197,6 @@ class TfidfScorer:
         from safetensors.numpy import load_file
 
         return cls.from_state(load_file(folder / entry["file"]), entry)
-
-
-def log_probability(decisions: Floats) -> Floats:
-    """Log-probability of "yes" by one-versus-rest decision values.
-
-    The estimate that belongs to the modified Huber loss (Zhang, ICML 2004), (1 + d) / 2 within
-    [0, 1]. It is not renormalised among siblings: where none of them fits, the whole branch
-    loses. Beyond its bounds a slight slope keeps the order of the decision values.
-    """
-    share = (1 + np.clip(decisions, -1, 1)) / 2
-    return np.asarray(np.log(np.maximum(share, _LEAST)) + _SLOPE * decisions, dtype=np.float32)
 
 
 def pool(matrix: sp.csr_matrix, groups: int) -> Floats:

@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import scipy.sparse as sp
@@ -20,10 +20,13 @@ from numpy.typing import NDArray
 
 from utils.config import key
 
+if TYPE_CHECKING:
+    from sklearn.linear_model import SGDClassifier
+
 Ints = NDArray[np.int32] | NDArray[np.int64]
 Progress = Callable[[int, int], None]
 
-# One call fits so many classes: its dense weights stay small, and the result cannot depend on
+# One task fits so many classes: its dense weights stay small, and the result cannot depend on
 # the number of threads.
 _CHUNK = 32
 # Weights kept in all; beyond it each class keeps its largest. 8 bytes each on disk.
@@ -71,7 +74,7 @@ class Family:
 
 @dataclass(frozen=True, kw_only=True)
 class _Task:
-    """Some classes of a family, fitted by one call; `chosen` are indices into its columns."""
+    """Some classes of a family, fitted by one thread; `chosen` are indices into its columns."""
 
     family: Family
     present: Ints
@@ -225,38 +228,55 @@ def _compact(matrix: sp.csr_matrix) -> tuple[sp.csr_matrix, Ints]:
 def _one_versus_rest(
     matrix: sp.csr_matrix, labels: Ints, task: _Task, settings: SgdSettings
 ) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Return (classes, features) weights and (classes,) intercepts of a task's classes."""
+    """Return (classes, features) weights and (classes,) intercepts of a task's classes.
+
+    Each class is a fit of its own: scikit-learn's loop over classes sets process-wide warning
+    filters, which threads would take from one another.
+    """
+    import sklearn
+
+    # Two classes are one problem: the first is the negative side of the second.
+    pair = len(task.present) == 2 and len(task.chosen) == 2
+    positives = task.chosen[1:] if pair else task.chosen
+    weights = np.empty((len(task.chosen), matrix.shape[1]), dtype=np.float32)
+    intercepts = np.empty(len(task.chosen))
+    # The matrix is ours; it need not be searched for NaN once per class.
+    with sklearn.config_context(assume_finite=True, skip_parameter_validation=True):
+        for place, label in enumerate(positives):
+            found = _classifier(task, int(label), place, settings)
+            found.fit(matrix, np.where(labels == label, 1, -1))
+            weights[place], intercepts[place] = found.coef_[0], found.intercept_[0]
+    if pair:
+        weights = np.stack([-weights[0], weights[0]])
+        intercepts = np.array([-intercepts[0], intercepts[0]])
+    return weights, intercepts
+
+
+def _classifier(task: _Task, label: int, place: int, settings: SgdSettings) -> SGDClassifier:
     from sklearn.linear_model import SGDClassifier
 
-    classifier = SGDClassifier(
+    return SGDClassifier(
         loss=settings.loss,
         alpha=settings.alpha,
         max_iter=settings.max_iter,
         tol=settings.tol,
         average=settings.average,
-        class_weight=_class_weights(task, settings),
-        random_state=task.seed % 2**31,
+        class_weight=_class_weight(task, label, settings),
+        random_state=(task.seed + place) % 2**31,
     )
-    classifier.fit(matrix, labels)
-    weights, intercepts = classifier.coef_, classifier.intercept_
-    if len(weights) == 1:  # two classes are one problem; the second one is its positive side
-        weights, intercepts = np.vstack([-weights, weights]), np.r_[-intercepts, intercepts]
-    rest = len(weights) - len(task.chosen)
-    return weights[rest:], intercepts[rest:]
 
 
-def _class_weights(task: _Task, settings: SgdSettings) -> dict[int, float] | None:
+def _class_weight(task: _Task, label: int, settings: SgdSettings) -> dict[int, float] | None:
     if not settings.class_weight_power:
         return None
-    counts = np.bincount(task.family.labels)[task.present]
-    balanced = len(task.family.labels) / (len(task.present) * counts)
-    weights = dict(zip(task.present.tolist(), balanced**settings.class_weight_power, strict=True))
-    return {-1: 1.0} | {int(label): float(weights[label]) for label in task.chosen.tolist()}
+    labels = task.family.labels
+    balanced = len(labels) / (len(task.present) * np.count_nonzero(labels == label))
+    return {-1: 1.0, 1: float(balanced**settings.class_weight_power)}
 
 
 def _largest(weights: NDArray[Any], keep: int, names: Ints, width: int) -> sp.csr_matrix:
     """Keep each class's largest weights, as sparse rows over all features."""
-    kept = weights.astype(np.float32)
+    kept = weights
     if keep < kept.shape[1]:
         bound = np.partition(np.abs(kept), -keep, axis=1)[:, -keep]
         kept[np.abs(kept) < bound[:, None]] = 0

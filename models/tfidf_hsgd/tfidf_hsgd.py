@@ -13,6 +13,7 @@ from models.model import Progress
 from models.model_sklearn import SklearnConfig, SklearnModel
 from utils.decode import Floats
 from utils.hierarchy import Hierarchy, Ints
+from utils.linear import Paths
 from utils.sgd import Family, fit_families
 
 
@@ -39,7 +40,7 @@ class Tfidf_HSGD(SklearnModel):
             matrix, families, count, self.config.sgd(), seed=seed, progress=progress
         )
 
-    def paths(self) -> sp.csr_matrix:
+    def paths(self) -> Paths:
         """Classifiers of the classes on the way to each last-level class that have siblings."""
         tree = self.tree
         classes = tree.path_codes[tree.level_slice(tree.depth - 1)] + tree.level_offsets[:-1]
@@ -47,7 +48,9 @@ class Tfidf_HSGD(SklearnModel):
         rows, levels = np.nonzero(column >= 0)
         ones = np.ones(len(rows), dtype=np.float32)
         shape = (len(classes), int(has_siblings(tree).sum()))
-        return sp.csr_matrix((ones, (rows, column[rows, levels])), shape=shape)
+        along = sp.csr_matrix((ones, (rows, column[rows, levels])), shape=shape)
+        families = tree.parents_global[has_siblings(tree)]
+        return Paths(along=along, families=families.astype(np.int32))
 
 
 def has_siblings(tree: Hierarchy) -> NDArray[np.bool_]:
