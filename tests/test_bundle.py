@@ -53,6 +53,27 @@ def test_a_bundle_is_whole_and_nothing_lies_beside_it(bundle: Path) -> None:
     assert not list((bundle / "ToyService/artifacts").rglob("__init__.py"))
 
 
+def test_each_bundle_has_its_own_requirements(tmp_path: Path) -> None:
+    # trap: another model's requirements in the image
+    (tmp_path / "classifier").mkdir()
+    (tmp_path / "classifier" / "root.txt").write_text("Root", encoding="utf-8")
+    pins = {}
+    for wanted in ("scipy", "tokenizers"):
+        service = tmp_path / wanted / "toy_service.py"
+        service.parent.mkdir()
+        service.write_text(TOY.read_text(encoding="utf-8"), encoding="utf-8")
+        service.with_name("requirements.txt").write_text(wanted, encoding="utf-8")
+        folder = write_bundle(
+            tmp_path / "build" / wanted, service_file=service, classifier=tmp_path / "classifier"
+        )
+        lines = (folder / "requirements.txt").read_text(encoding="utf-8").splitlines()
+        pins[wanted] = {line.partition("==")[0] for line in lines}
+    assert "scipy" in pins["scipy"]
+    assert "scipy" not in pins["tokenizers"]
+    assert "tokenizers" in pins["tokenizers"]
+    assert "tokenizers" not in pins["scipy"]
+
+
 def test_its_code_is_what_the_service_imports_and_needs_no_training_code(bundle: Path) -> None:
     code = bundle / "ToyService"
     inside = {str(path.relative_to(code)) for path in code.rglob("*.py")}

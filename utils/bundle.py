@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import base64
+import copy
 import hashlib
 import importlib.util
 import logging
@@ -84,6 +85,8 @@ def write_bundle(
             service.pack("classifier", classifier)
             pins = temporary / "requirements.txt"
             pins.write_text("\n".join(requirements) + "\n", encoding="utf-8")
+            # the class holds one environment for all bundles, which remembers the first one's
+            service._env = copy.deepcopy(service.env)
             service.env._requirements_txt_file = str(pins)
             service.save_to_dir(str(temporary), version=version)
         _complete(temporary, temporary / service.name, service_file)
