@@ -8,7 +8,8 @@ import datetime
 import os
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -113,14 +114,19 @@ def train(layout: Layout, model_name: str, dataset_name: str, options: Options) 
     )
     if options.dry_run:
         return _rehearse(cls(dataset.hierarchy, config), dataset, options)
-    run, model = _begin(layout, cls, config, dataset, options)
-    _fit(model, dataset, run, options)
-    return _finish(layout, cls, dataset, run, options)
+    try:
+        with _begin(layout, cls, config, dataset, options) as (run, model):
+            _fit(model, dataset, run, options)
+            return _finish(layout, cls, dataset, run, options)
+    except click.ClickException:
+        _leave_no_empty_folder(layout.weight_dir(model_name, dataset_name))
+        raise
 
 
+@contextmanager
 def _begin(
     layout: Layout, cls: type[Model], config: Any, dataset: Dataset, options: Options
-) -> tuple[Run, Model]:
+) -> Iterator[tuple[Run, Model]]:
     """A new run with a fresh model, or the newest unfinished run with its last checkpoint."""
     from utils import dvc
     from utils.checkpoints import new_run, runs
@@ -134,12 +140,14 @@ def _begin(
             model = cls.from_checkpoint(run.last, resumable=True)
             _check_same(run, model, config, dataset, options)
             cli.say(f"Resuming the run of {run.time} after epoch {model.info['epoch']}")
-            return run, model
+            yield run, model
+            return
     if options.resume:
         cli.say(f"Nothing to resume in {folder}: starting from the beginning")
     model = cls(dataset.hierarchy, config)
     model.info = _provenance(dataset, options)
-    return new_run(layout, cls.name, dataset.name), model
+    with new_run(layout, cls.name, dataset.name) as run:
+        yield run, model
 
 
 def _check_writable(folder: Path) -> None:
@@ -150,6 +158,14 @@ def _check_writable(folder: Path) -> None:
     with atomic_path(probe) as temporary:
         temporary.write_bytes(b"\0" * 4096)
     probe.unlink(missing_ok=True)
+
+
+def _leave_no_empty_folder(folder: Path) -> None:
+    for empty in (folder, folder.parent, folder.parent.parent):
+        try:
+            empty.rmdir()
+        except OSError:  # not empty, not there, or not ours to remove
+            return
 
 
 def _check_same(run: Run, model: Model, config: Any, dataset: Dataset, options: Options) -> None:

@@ -116,6 +116,15 @@ def test_the_newest_or_the_named_run_is_found(layout: Layout) -> None:
 
 
 def test_two_runs_in_one_second_have_two_names(layout: Layout) -> None:
-    first = new_run(layout, "m", "d")
-    touch(first.best)
-    assert new_run(layout, "m", "d").time > first.time
+    layout.weight_dir("m", "d").mkdir(parents=True)
+    with new_run(layout, "m", "d") as first:
+        touch(first.best)
+        with new_run(layout, "m", "d") as second, new_run(layout, "m", "d") as third:
+            assert len({first.time, second.time, third.time}) == 3
+    assert new_run_time(layout) not in {first.time}
+    assert [path.name for path in first.folder.iterdir()] == [first.best.name]
+
+
+def new_run_time(layout: Layout) -> str:
+    with new_run(layout, "m", "d") as run:
+        return run.time

@@ -94,6 +94,16 @@ def test_wrong_names_are_one_line(
     assert visible_files(layout.root) == before
 
 
+def test_an_encoder_out_of_reach_is_one_line_with_three_ways_out(
+    layout: Layout, tiny: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # read once; unreachable either way
+    result = run(train, "-m", "db_bhcn", "-d", tiny, "--encoder", "nobody/no-such-encoder")
+    refused(result, "'nobody/no-such-encoder'", "--encoder minilm", "config.json", "HF_HOME")
+    refused(run(train, "-m", "db_bhcn", "-d", tiny, "--encoder", "./nowhere"), "./nowhere")
+    assert not layout.weights.exists()
+
+
 def test_all_mistyped_hyperparameters_in_one_line(
     layout: Layout, tiny: str, tmp_path: Path
 ) -> None:

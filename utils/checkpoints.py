@@ -9,7 +9,8 @@ from __future__ import annotations
 import datetime
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 
 from utils import dvc
 from utils.errors import UserError
-from utils.files import atomic_path
+from utils.files import TEMPORARY_PREFIX, atomic_path
 from utils.paths import Layout
 
 Arrays = dict[str, NDArray[Any]]
@@ -123,13 +124,26 @@ def runs(layout: Layout, model: str, dataset: str) -> list[Run]:
     return [Run(folder=folder, time=time) for time in times]
 
 
-def new_run(layout: Layout, model: str, dataset: str) -> Run:
-    """A run that begins now, with a time that no other run of the pair has."""
+@contextmanager
+def new_run(layout: Layout, model: str, dataset: str) -> Iterator[Run]:
+    """Take a time, now or soon, that no other run of the pair has, also not one beside this."""
+    folder = layout.weight_dir(model, dataset)
     taken = {run.time for run in runs(layout, model, dataset)}
     moment = datetime.datetime.now().replace(microsecond=0)
-    while moment.isoformat() in taken:
+    while True:
+        # of no process: if it stays behind it is swept with other leavings
+        mark = folder / f"{TEMPORARY_PREFIX}0-{moment.isoformat()}"
+        try:
+            if moment.isoformat() not in taken:
+                mark.touch(exist_ok=False)
+                break
+        except FileExistsError:
+            pass
         moment += datetime.timedelta(seconds=1)
-    return Run(folder=layout.weight_dir(model, dataset), time=moment.isoformat())
+    try:
+        yield Run(folder=folder, time=moment.isoformat())
+    finally:
+        mark.unlink(missing_ok=True)
 
 
 def find_checkpoint(
