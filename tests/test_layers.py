@@ -76,7 +76,10 @@ def test_registry_folders_and_hyperparameters_have_the_same_names() -> None:
         assert place.startswith(f"models.{name}.{name}:")
 
 
-HEAVY = ("torch", "transformers", "sklearn", "pandas", "pyarrow", "onnxruntime", "bentoml", "scipy")
+HEAVY = (
+    "torch", "transformers", "sklearn", "numba", "pandas", "pyarrow", "onnxruntime", "bentoml",
+    "scipy",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("command", ["train", "export", "adapt"])
@@ -98,7 +101,7 @@ def test_linear_models_never_import_torch(tmp_path: Path) -> None:
         f"import sys; sys.path.insert(0, {str(PROJECT_ROOT)!r})\n"
         "from models import model_class\n"
         "model_class('tfidf_hsgd'); model_class('tfidf_lsgd')\n"
-        "print('LOADED', [m for m in ('torch', 'transformers') if m in sys.modules])"
+        "print('LOADED', [m for m in ('torch', 'transformers', 'numba') if m in sys.modules])"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
@@ -120,7 +123,7 @@ def test_what_a_bundle_copies_is_free_of_training() -> None:
     external = {
         name for module in seen for name in rooms(PROJECT_ROOT / (module.replace(".", "/") + ".py"))
     }
-    assert not external & {"torch", "transformers", "pandas", "dvc", "rich"}
+    assert not external & {"torch", "transformers", "pandas", "dvc", "rich", "numba"}
 
 
 def test_no_function_is_longer_than_sixty_lines() -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from utils.errors import UserError
 from utils.hierarchy import Hierarchy
 from utils.linear import POOLED_FEATURES, Paths, TfidfScorer, pool
 from utils.sgd import Family, SgdSettings, fit_families
+from utils.sgd_kernel import LOSSES, descend
 from utils.tfidf import TfidfFeatures, TfidfSettings
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -164,7 +167,7 @@ def test_threads_and_repetition_do_not_change_weights(
     rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     matrix, labels = blobs(rng, 800, 100)
-    settings = SgdSettings(max_negatives=200)
+    settings = SgdSettings()
     found = []
     for threads, seed in ((1, 0), (4, 0), (4, 1)):
         monkeypatch.setattr(sgd, "_thread_count", lambda threads=threads: threads)
@@ -172,6 +175,74 @@ def test_threads_and_repetition_do_not_change_weights(
     assert abs(found[0][0] - found[1][0]).max() == 0
     np.testing.assert_array_equal(found[0][1], found[1][1])
     assert abs(found[0][0] - found[2][0]).max() > 0
+
+
+@pytest.mark.parametrize("average", [True, False])
+@pytest.mark.parametrize("loss", LOSSES)
+def test_weights_are_exactly_scikit_learns(
+    rng: np.random.Generator, loss: str, average: bool
+) -> None:
+    """Weights and passes, class by class; steps are long enough that round-off would grow."""
+    matrix, labels = blobs(rng, 300, 11)
+    boosts = np.linspace(1, 3, 11)
+    settings = {"loss": loss, "alpha": 1e-4, "max_iter": 200, "tol": 1e-3, "average": average}
+    found = descend(matrix, labels, np.arange(11), boosts, seed=7, **settings)
+    for label in range(11):
+        alone = SGDClassifier(random_state=7, class_weight={-1: 1, 1: boosts[label]}, **settings)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            alone.fit(matrix, np.where(labels == label, 1, -1))
+        assert found.epochs[label] == alone.n_iter_
+        scale = abs(alone.coef_).max()
+        np.testing.assert_allclose(found.weights[label], alone.coef_[0], atol=1e-6 * scale)
+        np.testing.assert_allclose(found.intercepts[label], alone.intercept_[0], rtol=1e-4)
+
+
+@pytest.mark.parametrize("max_iter", [1, 4, 1000])
+@pytest.mark.parametrize("power", [0.0, 1.0])
+@pytest.mark.parametrize("classes", [2, 5, 150])
+def test_families_are_exactly_scikit_learns(
+    rng: np.random.Generator, classes: int, power: float, max_iter: int
+) -> None:
+    """Two classes are one problem; 150 are several blocks whose classes stop at different times."""
+    matrix, labels = blobs(rng, 4 * classes, classes)
+    settings = SgdSettings(class_weight_power=power, max_iter=max_iter)
+    weights, intercepts = fit_families(matrix, [whole(labels, classes)], classes, settings, seed=3)
+    for label in range(1, classes, max(classes // 6, 1)):
+        boost = (len(labels) / classes / (labels == label).sum()) ** power
+        alone = SGDClassifier(
+            loss="modified_huber", average=True, random_state=3, max_iter=max_iter,
+            class_weight={-1: 1, 1: boost},
+        )  # fmt: skip
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            alone.fit(matrix, np.where(labels == label, 1, -1))
+        scale = abs(alone.coef_).max()
+        np.testing.assert_allclose(
+            weights[label].toarray()[0], alone.coef_[0], atol=1e-6 * scale, rtol=1e-5
+        )
+        np.testing.assert_allclose(intercepts[label], alone.intercept_[0], rtol=1e-4)
+
+
+def test_overflow_is_told(rng: np.random.Generator) -> None:
+    matrix, labels = blobs(rng, 60, 3)
+    settings = SgdSettings(loss="squared_hinge", alpha=1e-30)
+    with pytest.raises(UserError, match="Raise alpha"):
+        fit_families(matrix * 1e15, [whole(labels, 3)], 3, settings, seed=0)
+
+
+def test_the_kernel_compiles_without_a_place_for_its_cache(tmp_path: Path) -> None:
+    """In a folder that is no package and cannot hold a cache, and with the cache of a user."""
+    shutil.copy(ROOT / "utils" / "sgd_kernel.py", tmp_path / "kernel.py")
+    (tmp_path / "__pycache__").write_text("in the way")
+    (tmp_path / "home").mkdir()
+    code = "import kernel; kernel.shuffle(kernel.np.arange(3, dtype='i4'), 1)"
+    home = tmp_path / "home"
+    for cache in (home, tmp_path / "__pycache__"):
+        environment = {**os.environ, "HOME": str(home), "XDG_CACHE_HOME": str(cache)}
+        environment["PYTHONDONTWRITEBYTECODE"] = "1"
+        subprocess.run([sys.executable, "-c", code], check=True, env=environment, cwd=tmp_path)
+    assert list(home.rglob("*.nbi"))
 
 
 def test_a_class_without_rows_never_wins(rng: np.random.Generator) -> None:
@@ -388,7 +459,7 @@ def test_serving_needs_no_scikit_learn(rng: np.random.Generator, tmp_path: Path)
         "folder = pathlib.Path(sys.argv[1]);"
         "s = TfidfScorer.load(folder, json.loads((folder / 'entry.json').read_text()));"
         "s.score(['noise1']);"
-        "assert not {'sklearn', 'torch', 'nltk', 'pandas', 'pyarrow'} & set(sys.modules)"
+        "assert not {'sklearn', 'numba', 'torch', 'nltk', 'pandas', 'pyarrow'} & set(sys.modules)"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, env=environment)

@@ -99,7 +99,7 @@ class TfidfScorer:
         """Weights by (feature, column), in the form that multiplies fastest."""
         cells = self.weights.shape[0] * self.weights.shape[1]
         if cells <= _DENSE_CELLS and self.weights.nnz * 20 > cells:
-            return np.ascontiguousarray(self.weights.toarray().T)
+            return self.weights.T.toarray(order="C")
         return self.weights.T.tocsr()
 
     @property

@@ -1,34 +1,34 @@
 """Fits many linear classifiers at once: families of classes that are told from one another.
 
 A family is the children of one node (or, for a flat model, all terminal classes). Every class of
-a family gets one column of a common weight matrix: one-versus-rest by scikit-learn's
-`SGDClassifier`, whose inner loop runs outside the interpreter lock, so threads share the work.
+a family gets one column of a common weight matrix: one against the rest, as scikit-learn's
+`SGDClassifier` fits it. `utils/sgd_kernel.py` does the work outside the interpreter lock, so
+threads share it; it is imported on the first fit.
 """
 
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from utils.config import key
-
-if TYPE_CHECKING:
-    from sklearn.linear_model import SGDClassifier
+from utils.errors import UserError
 
 Ints = NDArray[np.int32] | NDArray[np.int64]
 Progress = Callable[[int, int], None]
 
-# One task fits so many classes: its dense weights stay small, and the result cannot depend on
-# the number of threads.
-_CHUNK = 32
+# One task fits so many classes at most: its dense weights stay small. Each class is fitted on all
+# rows of its family in the same order, so that neither this nor the number of threads matters.
+_BLOCK = 64
+# Dense weights of all threads together stay below so many cells of 4 bytes.
+_CELLS = 500_000_000
 # Weights kept in all; beyond it each class keeps its largest. 8 bytes each on disk.
 _MAX_WEIGHTS = 36_000_000
 # The answer of a classifier that never saw its class: far below the margin, which is -1.
@@ -51,9 +51,6 @@ class SgdSettings:
     class_weight_power: float = key(
         0.0, low=0, high=2, note="positives weigh (N / (C * N_c)) ** power: 0 none, 1 balanced"
     )
-    max_negatives: int = key(
-        20_000, low=1, note="of more rows of other classes, 32 classes share a sample of so many"
-    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,12 +71,11 @@ class Family:
 
 @dataclass(frozen=True, kw_only=True)
 class _Task:
-    """Some classes of a family, fitted by one thread; `chosen` are indices into its columns."""
+    """Some classes of a family, fitted by one thread; both are indices into its columns."""
 
     family: Family
     present: Ints
     chosen: Ints
-    seed: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,19 +110,17 @@ def fit_families(
     weights : (columns, features) float32
     intercepts : (columns,) float32
     """
-    tasks = list(_tasks(families, seed))
+    tasks = list(_tasks(families))
     tasks.sort(key=lambda task: -len(task.family.rows))
     keep = _weights_per_class(matrix, tasks)
     blocks: list[_Block] = list(_absent(families, matrix.shape[1]))
-    with warnings.catch_warnings():
-        # Reaching max_iter is the user's choice, and said in the documentation of the key.
-        warnings.filterwarnings("ignore", message="Maximum number of iteration reached")
-        with ThreadPoolExecutor(_thread_count()) as pool:
-            done = pool.map(lambda task: _fit_task(matrix, task, settings, keep), tasks)
-            for number, block in enumerate(done, start=1):
-                blocks.append(block)
-                if progress is not None:
-                    progress(number, len(tasks))
+    threads = min(_thread_count(), max(_CELLS // (3 * _BLOCK * max(matrix.shape[1], 1)), 1))
+    with ThreadPoolExecutor(threads) as pool:
+        done = pool.map(lambda task: _fit_task(matrix, task, settings, keep, seed), tasks)
+        for number, block in enumerate(done, start=1):
+            blocks.append(block)
+            if progress is not None:
+                progress(number, len(tasks))
     return _assemble(blocks, column_count, matrix.shape[1])
 
 
@@ -134,21 +128,13 @@ def _thread_count() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _tasks(families: Sequence[Family], seed: int) -> Iterator[_Task]:
-    seeds = np.random.SeedSequence(seed)
+def _tasks(families: Sequence[Family]) -> Iterator[_Task]:
     for family in families:
         present = np.flatnonzero(np.bincount(family.labels))
         if len(present) < 2:
             continue
-        size = len(present) if len(present) <= _CHUNK * 3 // 2 else _CHUNK
-        for start in range(0, len(present), size):
-            (child,) = seeds.spawn(1)
-            yield _Task(
-                family=family,
-                present=present,
-                chosen=present[start : start + size],
-                seed=int(child.generate_state(1)[0]),
-            )
+        for chosen in np.array_split(present, -(-len(present) // _BLOCK)):
+            yield _Task(family=family, present=present, chosen=chosen)
 
 
 def _absent(families: Sequence[Family], features: int) -> Iterator[_Block]:
@@ -186,32 +172,17 @@ def _weights_per_class(matrix: sp.csr_matrix, tasks: Sequence[_Task]) -> int:
     return int(room[tight[0]]) if len(tight) else int(bounds[-1])
 
 
-def _fit_task(matrix: sp.csr_matrix, task: _Task, settings: SgdSettings, keep: int) -> _Block:
+def _fit_task(
+    matrix: sp.csr_matrix, task: _Task, settings: SgdSettings, keep: int, seed: int
+) -> _Block:
     family = task.family
-    rows, labels = _task_rows(task, settings)
-    local, names = _compact(matrix[family.rows[rows]])
-    coefficients, intercepts = _one_versus_rest(local, labels, task, settings)
-    weights = _largest(coefficients, keep, names, matrix.shape[1])
+    local, names = _compact(matrix[family.rows])
+    coefficients, intercepts = _one_versus_rest(local, task, settings, seed)
     return _Block(
         columns=family.columns[task.chosen],
-        weights=weights,
+        weights=_largest(coefficients, keep, names, matrix.shape[1]),
         intercepts=intercepts.astype(np.float32),
     )
-
-
-def _task_rows(task: _Task, settings: SgdSettings) -> tuple[Ints, Ints]:
-    """Choose the rows a task learns from, and label the rows of other classes -1."""
-    labels = task.family.labels
-    if len(task.chosen) == len(task.present):
-        return np.arange(len(labels)), labels
-    own = np.zeros(int(task.present[-1]) + 1, dtype=bool)
-    own[task.chosen] = True
-    others = np.flatnonzero(~own[labels])
-    if len(others) > settings.max_negatives:
-        random = np.random.default_rng(task.seed)
-        others = random.choice(others, settings.max_negatives, replace=False, shuffle=False)
-    rows = np.sort(np.concatenate([np.flatnonzero(own[labels]), others]))
-    return rows, np.where(own[labels[rows]], labels[rows], -1)
 
 
 def _compact(matrix: sp.csr_matrix) -> tuple[sp.csr_matrix, Ints]:
@@ -226,52 +197,40 @@ def _compact(matrix: sp.csr_matrix) -> tuple[sp.csr_matrix, Ints]:
 
 
 def _one_versus_rest(
-    matrix: sp.csr_matrix, labels: Ints, task: _Task, settings: SgdSettings
+    matrix: sp.csr_matrix, task: _Task, settings: SgdSettings, seed: int
 ) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Return (classes, features) weights and (classes,) intercepts of a task's classes.
-
-    Each class is a fit of its own: scikit-learn's loop over classes sets process-wide warning
-    filters, which threads would take from one another.
-    """
-    import sklearn
+    """Return (classes, features) weights and (classes,) intercepts of a task's classes."""
+    from utils.sgd_kernel import descend
 
     # Two classes are one problem: the first is the negative side of the second.
-    pair = len(task.present) == 2 and len(task.chosen) == 2
+    pair = len(task.present) == 2
     positives = task.chosen[1:] if pair else task.chosen
-    weights = np.empty((len(task.chosen), matrix.shape[1]), dtype=np.float32)
-    intercepts = np.empty(len(task.chosen))
-    # The matrix is ours; it need not be searched for NaN once per class.
-    with sklearn.config_context(assume_finite=True, skip_parameter_validation=True):
-        for place, label in enumerate(positives):
-            found = _classifier(task, int(label), place, settings)
-            found.fit(matrix, np.where(labels == label, 1, -1))
-            weights[place], intercepts[place] = found.coef_[0], found.intercept_[0]
-    if pair:
-        weights = np.stack([-weights[0], weights[0]])
-        intercepts = np.array([-intercepts[0], intercepts[0]])
-    return weights, intercepts
-
-
-def _classifier(task: _Task, label: int, place: int, settings: SgdSettings) -> SGDClassifier:
-    from sklearn.linear_model import SGDClassifier
-
-    return SGDClassifier(
+    fitted = descend(
+        matrix,
+        task.family.labels,
+        positives,
+        _positive_weights(task, positives, settings.class_weight_power),
         loss=settings.loss,
         alpha=settings.alpha,
         max_iter=settings.max_iter,
         tol=settings.tol,
         average=settings.average,
-        class_weight=_class_weight(task, label, settings),
-        random_state=(task.seed + place) % 2**31,
+        seed=seed % 2**32,
     )
+    if (fitted.epochs < 0).any():
+        raise UserError(
+            f"Learning with loss {settings.loss!r} and alpha {settings.alpha:g} ran out of the "
+            "range of numbers. Raise alpha."
+        )
+    weights, intercepts = fitted.weights, fitted.intercepts
+    if pair:
+        return np.concatenate([-weights, weights]), np.concatenate([-intercepts, intercepts])
+    return weights, intercepts
 
 
-def _class_weight(task: _Task, label: int, settings: SgdSettings) -> dict[int, float] | None:
-    if not settings.class_weight_power:
-        return None
+def _positive_weights(task: _Task, positives: Ints, power: float) -> NDArray[Any]:
     labels = task.family.labels
-    balanced = len(labels) / (len(task.present) * np.count_nonzero(labels == label))
-    return {-1: 1.0, 1: float(balanced**settings.class_weight_power)}
+    return (len(labels) / (len(task.present) * np.bincount(labels)[positives])) ** power
 
 
 def _largest(weights: NDArray[Any], keep: int, names: Ints, width: int) -> sp.csr_matrix:
