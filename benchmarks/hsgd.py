@@ -5,10 +5,15 @@
     python benchmarks/hsgd.py ../shared/data/clinc150
 
 SET holds data.parquet (text, classes) and split.parquet (split). Both sides get the same TF-IDF
-matrix and the same base classifier (scikit-learn's SGDClassifier with the settings of
-hyperparameters.json), fit on the train rows and predict the test rows. Vectorising, which both
-share, is not timed. HiClass also runs with as many jobs as there are processors, where Ray is
-installed or joblib can do it; the ratio is against the faster of the two.
+matrix and the same base classifier (scikit-learn's SGDClassifier with the default settings of the
+model, seed 0), fit on the train rows and predict the test rows. Vectorising, which both share, is
+not timed, nor is compiling, which happens once per machine and is printed by itself. HiClass runs
+with one job and with as many as there are processors, by joblib. The ratio is against the faster.
+
+Path accuracy is of our answers, which weigh whole paths, and of our classifiers asked like
+HiClass's: from the top down, the best child each time. What is left between the latter two is the
+order of rows: in HiClass each class of a node shuffles by a seed of its own drawn from the seed
+0, here all by the seed 0.
 """
 
 from __future__ import annotations
@@ -28,6 +33,7 @@ import click
 import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
+Run = tuple[float, ...]
 sys.path.insert(0, str(ROOT))
 
 
@@ -54,29 +60,42 @@ def labels(tree: Any, codes: Any) -> Any:
     return names[classes]
 
 
-def best_of_rounds(
-    sides: dict[str, Callable[[], tuple[float, float, float]]], rounds: int
-) -> dict[str, tuple[float, float, float]]:
+def medians_of(sides: dict[str, Callable[[], Run]], rounds: int) -> dict[str, Run]:
     """Run all sides in turn, so that a noisy moment meets all; medians of what they return."""
-    found: dict[str, list[tuple[float, float, float]]] = {name: [] for name in sides}
+    found: dict[str, list[Run]] = {name: [] for name in sides}
     for _ in range(rounds):
         for name, side in sides.items():
             found[name].append(side())
     return {
         name: tuple(statistics.median(values) for values in zip(*runs, strict=True))
         for name, runs in found.items()
-    }  # type: ignore[return-value]
+    }
+
+
+def top_down(tree: Any, decisions: Any) -> Any:
+    """Last-level classes of a full-depth tree that HiClass's way of asking leads to."""
+    from models.tfidf_hsgd.tfidf_hsgd import classifier_columns
+
+    columns = classifier_columns(tree)
+    # An only child has no classifier, and needs none.
+    scores = np.where(columns >= 0, decisions[:, columns], 0)
+    at = np.full(len(scores), -1)
+    for level in range(tree.depth):
+        here = tree.level_slice(level)
+        below = tree.parents_global[here] == at[:, None]
+        at = here.start + np.where(below, scores[:, here], -np.inf).argmax(axis=1)
+    return at - tree.level_offsets[-2]
 
 
 def ours(tree: Any, config: Any, data: tuple[Any, ...], features: Any) -> Any:
-    """Return a run of Tfidf_HSGD from feature matrix to answers: (fit s, predict s, accuracy)."""
+    """Return a run of Tfidf_HSGD: (fit s, predict s, path accuracy, the same from the top down)."""
     from models.tfidf_hsgd.tfidf_hsgd import Tfidf_HSGD
     from utils.decode import decode
     from utils.linear import TfidfScorer
 
     train, test, train_codes, test_codes = data
 
-    def run() -> tuple[float, float, float]:
+    def run() -> Run:
         model = Tfidf_HSGD(tree, config)
         start = time.perf_counter()
         codes = model.tree.extend_codes(train_codes, tree)
@@ -86,7 +105,9 @@ def ours(tree: Any, config: Any, data: tuple[Any, ...], features: Any) -> Any:
         answers = decode(scorer.scores(test), tree, model.tree, 1.0)
         done = time.perf_counter()
         right = float((answers.codes == test_codes).all(axis=1).mean())
-        return fitted - start, done - fitted, right
+        ends = model.tree.ending[top_down(model.tree, scorer.decide(test))]
+        greedy = float((tree.path_codes[ends] == test_codes).all(axis=1).mean())
+        return fitted - start, done - fitted, right, greedy
 
     return run
 
@@ -99,7 +120,7 @@ def hiclass(config: Any, data: tuple[Any, ...], tree: Any, jobs: int) -> Any:
     train, test, train_codes, test_codes = data
     wanted, truth = labels(tree, train_codes), labels(tree, test_codes)
 
-    def run() -> tuple[float, float, float]:
+    def run() -> Run:
         base = SGDClassifier(
             loss=config.loss,
             alpha=config.alpha,
@@ -115,7 +136,7 @@ def hiclass(config: Any, data: tuple[Any, ...], tree: Any, jobs: int) -> Any:
         answers = model.predict(test)
         done = time.perf_counter()
         right = float((answers == truth).all(axis=1).mean())
-        return fitted - start, done - fitted, right
+        return fitted - start, done - fitted, right, right
 
     return run
 
@@ -137,13 +158,25 @@ def main(folder: Path, rounds: int) -> None:
     sides = {"tfidf_hsgd": ours(tree, config, data, features)}
     for n in sorted({1, jobs}):
         sides[f"hiclass, {n} job{'s' * (n > 1)}"] = hiclass(config, data, tree, n)
-    medians = best_of_rounds(sides, rounds)
+    start = time.perf_counter()
+    from utils import sgd_kernel  # noqa: F401
+
+    print(
+        f"compiling, or reading what is compiled: {time.perf_counter() - start:.1f} s (not counted)"
+    )
+    medians = medians_of(sides, rounds)
     print(f"{folder.name}: {train.shape[0]:,} x {train.shape[1]:,}, medians of {rounds} runs")
-    for name, (fit, predict, right) in medians.items():
-        print(f"{name:16s} fit {fit:7.3f} s  predict {predict:7.3f} s  path accuracy {right:.4f}")
+    for name, (fit, predict, right, greedy) in medians.items():
+        print(
+            f"{name:16s} fit {fit:7.3f} s  predict {predict:7.3f} s  path accuracy {right:.4f}, "
+            f"top down {greedy:.4f}"
+        )
     own = sum(medians.pop("tfidf_hsgd")[:2])
-    for name, (fit, predict, _) in medians.items():
-        print(f"{(fit + predict) / own:.1f} x as fast as {name}")
+    name, fastest = min(
+        ((name, fit + predict) for name, (fit, predict, *_) in medians.items()),
+        key=lambda side: side[1],
+    )
+    print(f"{fastest / own:.1f} x as fast as {name}, the faster")
 
 
 if __name__ == "__main__":
