@@ -20,6 +20,7 @@ from sklearn.linear_model import SGDClassifier
 from models import model_class
 from models.tfidf_hsgd.tfidf_hsgd import classifier_columns, sibling_families
 from utils import linear, sgd
+from utils.config import config_to_dict
 from utils.data import Split
 from utils.errors import UserError
 from utils.hierarchy import Hierarchy
@@ -463,3 +464,10 @@ def test_serving_needs_no_scikit_learn(rng: np.random.Generator, tmp_path: Path)
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, env=environment)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_file_of_hyperparameters_spells_out_the_defaults(name: str) -> None:
+    block = json.loads((ROOT / "hyperparameters.json").read_text())[name]
+    defaults = config_to_dict(model_class(name).Config())
+    assert block == {**defaults, "display_name": block["display_name"]}
