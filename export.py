@@ -40,19 +40,20 @@ def wanted_pairs(
     UserError
         Unknown names, or nothing trained to export.
     """
-    from utils.checkpoints import find_checkpoint, trained_pairs
+    from utils.checkpoints import trained_pairs
 
     for model in models or []:
         if model not in MODELS:
             raise unknown("model", model, MODELS)
     if models and datasets:
-        pairs = [(model, dataset) for dataset in datasets for model in models]
-        for pair in pairs:
-            find_checkpoint(layout, *pair, kind="any")
-        return pairs
+        return [(model, dataset) for dataset in datasets for model in models]
+    trained = trained_pairs(layout)
+    for dataset in datasets or []:
+        if trained and dataset not in {name for _, name in trained}:
+            raise unknown("trained dataset", dataset, sorted({name for _, name in trained}))
     pairs = [
         (model, dataset)
-        for model, dataset in trained_pairs(layout)
+        for model, dataset in trained
         if (not models or model in models) and (not datasets or dataset in datasets)
     ]
     if not pairs:
@@ -78,6 +79,11 @@ def export(layout: Layout, model_name: str, dataset_name: str, options: Options)
     kind = "last" if options.latest and cls.resumable else "best"
     checkpoint = find_checkpoint(layout, model_name, dataset_name, kind, options.time)
     model = cls.from_checkpoint(checkpoint)
+    if model.info.get("dataset", dataset_name) != dataset_name:
+        raise UserError(
+            f"{checkpoint} was trained on dataset {model.info['dataset']!r}, not on "
+            f"{dataset_name!r}. Put it into that one's folder."
+        )
     model.info |= {"checkpoint": checkpoint.name, "dataset": dataset_name}
     cli.say(f"Exporting {model_name} · {dataset_name} from {checkpoint.name}")
     written = []
@@ -110,7 +116,7 @@ def export_all(layout: Layout, pairs: Sequence[tuple[str, str]], options: Option
         try:
             for folder in export(layout, *pair, options):
                 cli.say(f"Wrote {folder}")
-        except click.ClickException as error:
+        except Exception as error:
             if len(pairs) == 1:
                 raise
             cli.show_error(error)
@@ -122,8 +128,9 @@ def export_all(layout: Layout, pairs: Sequence[tuple[str, str]], options: Option
 EPILOG = """Examples:
 
 \b
-  python export.py                                  every trained pair, as ONNX
-  python export.py -m db_bhcn -d data001 --bento    a service bundle
+  python export.py --bento                          a service bundle of every trained pair
+  python export.py -m db_bhcn -d data001 --bento    of one
+  python export.py -m db_bhcn -d data001            its ONNX graphs
   bentoml serve build/db_bhcn_data001/inference     run it
 """
 

@@ -58,7 +58,7 @@ class Outcome:
     dataset: str
     metrics: dict[str, float]
     seconds: float
-    error: click.ClickException | None = None
+    error: Exception | None = None
 
 
 def train_all(
@@ -73,7 +73,7 @@ def train_all(
             error = None
             try:
                 metrics = train(layout, model, dataset, options)
-            except click.ClickException as problem:
+            except Exception as problem:
                 error = problem
                 if len(models) * len(datasets) > 1:
                     cli.show_error(problem)
@@ -103,15 +103,18 @@ def train(layout: Layout, model_name: str, dataset_name: str, options: Options) 
 
     cls = model_class(model_name)
     settings = options.hyperparameters or layout.hyperparameters
-    takes_encoder = "encoder" in {field.name for field in dataclasses.fields(cls.Config)}
-    overrides = {"encoder": options.encoder} if takes_encoder else {}
-    config = load_config(cls.Config, settings, model_name, overrides)
+    overrides = {"encoder": options.encoder} if _takes_encoder(cls) else {}
+    config = load_config(cls.Config, settings, model_name, overrides, MODELS)
     dataset = load_dataset(layout, dataset_name)
+    if options.reference and not len(dataset.test):
+        raise UserError(f"-r needs test rows, and dataset {dataset_name!r} has none.")
     cli.say(
         f"{config.display_name or model_name} on {dataset_name}: {len(dataset.train):,} rows to "
         f"train, {len(dataset.val):,} to validate, {len(dataset.test):,} to test, "
         f"{len(dataset.hierarchy.terminals):,} classes to end at"
     )
+    for option in _unused(cls, options):
+        cli.say(f"{option} has no meaning for {model_name}")
     if options.dry_run:
         return _rehearse(cls(dataset.hierarchy, config), dataset, options)
     try:
@@ -123,31 +126,76 @@ def train(layout: Layout, model_name: str, dataset_name: str, options: Options) 
         raise
 
 
+def _takes_encoder(cls: type[Model]) -> bool:
+    return "encoder" in {field.name for field in dataclasses.fields(cls.Config)}
+
+
+def _unused(cls: type[Model], options: Options) -> list[str]:
+    """Options that were given and that this model does not look at."""
+    found = ["--encoder"] if options.encoder and not _takes_encoder(cls) else []
+    return found + (["-e"] if options.epochs and not cls.resumable else [])
+
+
 @contextmanager
 def _begin(
     layout: Layout, cls: type[Model], config: Any, dataset: Dataset, options: Options
 ) -> Iterator[tuple[Run, Model]]:
     """A new run with a fresh model, or the newest unfinished run with its last checkpoint."""
-    from utils import dvc
-    from utils.checkpoints import new_run, runs
+    from utils.checkpoints import new_run
 
     folder = layout.weight_dir(cls.name, dataset.name)
     _check_writable(folder)
-    if options.resume and (known := runs(layout, cls.name, dataset.name)):
-        run = known[-1]
-        dvc.ensure(layout.root, run.last)
-        if run.last.exists():
-            model = cls.from_checkpoint(run.last, resumable=True)
-            _check_same(run, model, config, dataset, options)
-            cli.say(f"Resuming the run of {run.time} after epoch {model.info['epoch']}")
-            yield run, model
-            return
+    if options.resume and (found := _unfinished(layout, cls, config, dataset, options)):
+        cli.say(f"Resuming the run of {found[0].time} after epoch {found[1].info['epoch']}")
+        yield found
+        return
     if options.resume:
         cli.say(f"Nothing to resume in {folder}: starting from the beginning")
     model = cls(dataset.hierarchy, config)
     model.info = _provenance(dataset, options)
     with new_run(layout, cls.name, dataset.name) as run:
         yield run, model
+
+
+def _unfinished(
+    layout: Layout, cls: type[Model], config: Any, dataset: Dataset, options: Options
+) -> tuple[Run, Model] | None:
+    """The newest run that has finished an epoch, if it is this command's and is not complete.
+
+    Raises
+    ------
+    UserError
+        It is complete, or not complete and of another command.
+    """
+    from utils import dvc
+    from utils.checkpoints import runs
+
+    for run in reversed(runs(layout, cls.name, dataset.name)):
+        dvc.ensure(layout.root, run.last)
+        if not run.last.exists():
+            continue
+        model = cls.from_checkpoint(run.last, resumable=True)
+        total = options.epochs or int(model.info["epochs"])
+        complete = run.metrics.exists() and int(model.info["epoch"]) >= total
+        difference = _difference(model, config, dataset, options)
+        if complete and difference:
+            return None
+        if complete:
+            raise UserError(
+                f"The run of {run.time} is complete: see {run.metrics}. Train anew without "
+                "--resume, or give it more epochs with -e."
+            )
+        if difference:
+            raise UserError(
+                f"The run of {run.time} had {difference}. Restore that to resume, or train anew "
+                "without --resume."
+            )
+        if not run.best.exists():
+            raise UserError(
+                f"{run.best} is missing beside {run.last.name}. Train anew without --resume."
+            )
+        return run, model
+    return None
 
 
 def _check_writable(folder: Path) -> None:
@@ -168,33 +216,19 @@ def _leave_no_empty_folder(folder: Path) -> None:
             return
 
 
-def _check_same(run: Run, model: Model, config: Any, dataset: Dataset, options: Options) -> None:
+def _difference(model: Model, config: Any, dataset: Dataset, options: Options) -> str:
+    """What a run was told otherwise than this command, empty if nothing."""
     from utils.config import config_to_dict
 
     old, new = config_to_dict(model.config), config_to_dict(config)
-    changed = [
-        f"{name}: {old.get(name)} → {new[name]}" for name in new if old.get(name) != new[name]
-    ]
+    changed = [f"{key} = {old.get(key)}, not {new[key]}" for key in new if old.get(key) != new[key]]
     if changed:
-        raise UserError(
-            f"The run of {run.time} had other hyperparameters ({'; '.join(changed)}). Restore "
-            "them to resume, or train anew without --resume."
-        )
+        return f"other hyperparameters ({'; '.join(changed)})"
     if model.info.get("fingerprint") != dataset.fingerprint:
-        raise UserError(
-            f"Dataset {dataset.name!r} has changed since the run of {run.time}. Train anew "
-            "without --resume."
-        )
+        return f"other rows in dataset {dataset.name!r}"
     if model.info.get("seed") != options.seed:
-        raise UserError(
-            f"The run of {run.time} had --seed {model.info.get('seed')}, not {options.seed}."
-        )
-    total = options.epochs or int(model.info["epochs"])
-    if run.metrics.exists() and int(model.info["epoch"]) >= total:
-        raise UserError(
-            f"The run of {run.time} is complete: see {run.metrics}. Train anew without --resume, "
-            "or give it more epochs with -e."
-        )
+        return f"--seed {model.info.get('seed')}, not {options.seed}"
+    return ""
 
 
 def _provenance(dataset: Dataset, options: Options) -> dict[str, Any]:
@@ -219,6 +253,7 @@ def _fit(model: Model, dataset: Dataset, run: Run, options: Options) -> None:
     from utils.files import link
 
     lines = cli.EpochTable()
+    trained = 0
     with cli.progress("Training") as progress:
         epochs = model.fit(
             dataset.train, dataset.val, epochs=options.epochs, seed=options.seed, progress=progress
@@ -232,6 +267,12 @@ def _fit(model: Model, dataset: Dataset, run: Run, options: Options) -> None:
                 link(run.best, run.last) if epoch.is_best else model.save(run.last)
             figures = {name: epoch.metrics[name] for name in SHOWN if name in epoch.metrics}
             lines.add(epoch.number, epoch.total, epoch.seconds, figures, epoch.is_best)
+            trained += 1
+    if not trained and run.metrics.exists():
+        raise UserError(
+            f"The run of {run.time} had ended early, as 'patience' says: nothing was left to "
+            "train. Train anew without --resume."
+        )
 
 
 def _finish(
@@ -246,11 +287,6 @@ def _finish(
     written = [path for path in (run.best, run.last) if path.exists()]
     with cli.progress("Testing") as progress:
         metrics = evaluate(model.test(dataset.test, progress), dataset.test.codes)
-    if options.reference:
-        with cli.progress("Reference set") as progress:
-            reference = model.gen_reference_set(dataset.test, progress)
-        write_parquet(run.reference(run.best), reference)
-        written.append(run.reference(run.best))
     report = {
         "model": cls.name,
         "dataset": dataset.name,
@@ -260,6 +296,11 @@ def _finish(
         "info": model.info,
     }
     write_json(run.metrics, report)
+    if options.reference:
+        with cli.progress("Reference set") as progress:
+            reference = model.gen_reference_set(dataset.test, progress)
+        write_parquet(run.reference(run.best), reference)
+        written.append(run.reference(run.best))
     dvc.add(layout.root, written, options.dvc)
     cli.say(f"Best checkpoint: {run.best}")
     return metrics

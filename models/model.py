@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -249,8 +250,14 @@ class Model(ABC):
         return pa.table(columns)
 
     def score_columns(self) -> list[str]:
-        """Labels of the terminal classes, in the order of the last level's classes."""
-        return [self.hierarchy.label(node) for node in self.tree.ending]
+        """Labels of the terminal classes, in the order of the last level's classes.
+
+        One that is a number or ``targets``, as other columns of a reference set are, has ``> ``
+        before it.
+        """
+        labels = [self.hierarchy.label(node) for node in self.tree.ending]
+        # No label begins with ">": these cannot meet one, nor a column of another kind.
+        return [f"> {x}" if x == "targets" or x.isdecimal() else x for x in labels]
 
     # -- files ----------------------------------------------------------------------------
 
@@ -291,7 +298,10 @@ class Model(ABC):
             hierarchy = Hierarchy.from_dict(meta["hierarchy"], f"{path}: hierarchy")
             model = cls(hierarchy, config)
             model._take(arrays, meta)
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            model._check()
+        except UserError:
+            raise
+        except Exception as error:  # whatever a file that was tampered with may lead to
             reason = f"{type(error).__name__}: {error}"
             raise UserError(f"{path} is damaged ({reason}). It was not loaded.") from error
         return model
@@ -308,6 +318,22 @@ class Model(ABC):
         self.temperature = float(meta["temperature"])
         self.info = dict(meta["info"])
         self.set_state(arrays, meta["state"])
+
+    def _check(self) -> None:
+        """Make sure that what was loaded can answer.
+
+        Raises
+        ------
+        ValueError
+            It cannot.
+        """
+        if not (math.isfinite(self.temperature) and self.temperature > 0):
+            raise ValueError(f"its temperature is {self.temperature}")
+        for scores, features in self.score_batches(["a text"]):
+            if scores.shape[1] not in (self.tree.class_count, self.tree.level_sizes[-1]):
+                raise ValueError(f"{scores.shape[1]} scores do not fit its tree")
+            if not (np.isfinite(scores).all() and np.isfinite(features).all()):
+                raise ValueError("its scores are not finite")
 
     def export_classifier(self, folder: Path) -> None:
         """Write a self-contained classifier for `utils.classifier`: no training framework."""

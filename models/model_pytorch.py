@@ -224,10 +224,10 @@ class PyTorchModel(Model):
             start = time.perf_counter()
             with seeded(run.seed, run.epoch):
                 loss = self._train_epoch(run, rows, codes, features, progress)
-            if not math.isfinite(loss):
+            if not (math.isfinite(loss) and self._is_finite()):
                 raise UserError(
-                    f"Training diverged in epoch {run.epoch + 1}: the loss is {loss}. Lower "
-                    "encoder_lr and classifier_lr."
+                    f"Training diverged in epoch {run.epoch + 1}: the loss is {loss:.3g}, weights "
+                    "are not finite. Lower encoder_lr and classifier_lr."
                 )
             metrics = {"loss": loss, **self.validate(val)}
             is_best = run.judge(metrics, self.config.best_metric)
@@ -259,6 +259,9 @@ class PyTorchModel(Model):
                 fill_optimizer(self._optimizer, self._memory)
                 self._memory = {}
         return self._run
+
+    def _is_finite(self) -> bool:
+        return all(bool(value.isfinite().all()) for value in self.network.parameters())
 
     def _encode_once(self, rows: TokenRows, val: Split) -> Tensor | None:
         """Features of all rows where the encoder is frozen: it would only repeat them."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from utils.classifier import Classifier
 from utils.config import build_config, load_config
 from utils.data import Dataset, Split
 from utils.errors import UserError
+from utils.hierarchy import Hierarchy
 from utils.metrics import evaluate
 from utils.paths import PROJECT_ROOT, Layout
 
@@ -126,6 +128,32 @@ def test_save_and_load_give_equal_scores_and_keep_no_place(
     assert (scores_of(fresh, texts) == scores_of(trained, texts)).all()
 
 
+def other_tree() -> dict[str, Any]:
+    hierarchy, _ = Hierarchy.from_paths([["a", "b"]])
+    return hierarchy.to_dict()
+
+
+def test_numbers_in_a_checkpoint_cannot_lead_astray(
+    name: str, trained: Any, tmp_path: Path
+) -> None:
+    """Indices that point outside would be followed into foreign memory by compiled code."""
+    from utils.checkpoints import write_checkpoint
+
+    path = tmp_path / "best.pt"
+    trained.save(path)
+    arrays, meta = read_checkpoint(path)
+    for array in [key for key, value in arrays.items() if value.dtype.kind == "i"]:
+        for wrong in (-100_000, 10**8):
+            changed = {**arrays, array: np.full_like(arrays[array], wrong)}
+            write_checkpoint(path, changed, meta)
+            if array.endswith("indices"):
+                with pytest.raises(UserError):
+                    model_class(name).from_checkpoint(path)
+            else:  # wrong answers at worst
+                with contextlib.suppress(UserError):
+                    model_class(name).from_checkpoint(path).predict(ODD_TEXTS)
+
+
 def test_checkpoints_of_others_and_damaged_ones_are_refused(
     name: str, trained: Any, tmp_path: Path
 ) -> None:
@@ -141,6 +169,8 @@ def test_checkpoints_of_others_and_damaged_ones_are_refused(
         ({}, meta),
         (arrays, {**meta, "state": {}}),
         (arrays, {**meta, "hierarchy": {}}),
+        (arrays, {**meta, "hierarchy": other_tree()}),
+        *[(arrays, {**meta, "temperature": value}) for value in (0, -1, float("nan"), "x")],
         (arrays, {k: v for k, v in meta.items() if k != "config"}),
     ]
     for changed_arrays, changed_meta in changes:
@@ -200,6 +230,17 @@ def test_the_reference_set_has_its_columns(trained: Any, dataset: Dataset) -> No
     assert set(table["targets"].to_pylist()) <= set(wanted)
     probs = np.stack([table[label].to_numpy() for label in labels], axis=1)
     np.testing.assert_allclose(probs.sum(axis=1), 1, atol=1e-4)
+
+
+def test_classes_may_be_called_like_other_columns(name: str, layout: Layout, encoder: Path) -> None:
+    paths = [(word,) for word in ("targets", "0", "1", "x") for _ in range(14)]
+    texts = [f"{path[0]} text {row}" for row, path in enumerate(paths)]
+    dataset = write_rows(layout, "odd", texts, paths)
+    model = train(name, dataset, quick(name, encoder, epochs=1))
+    table = model.gen_reference_set(dataset.test)
+    assert len(set(table.column_names)) == len(table.column_names)
+    assert table.column_names[-4:] == ["> 0", "> 1", "> targets", "x"]
+    assert set(table["targets"].to_pylist()) == {"targets", "0", "1", "x"}
 
 
 @pytest.mark.parametrize(

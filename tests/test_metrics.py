@@ -124,3 +124,13 @@ def test_calibration_error_of_known_bins() -> None:
         0.95
     )
     assert np.isnan(expected_calibration_error(confidence[:0], np.zeros(0, bool)))
+
+
+def test_few_rows_that_are_all_right_do_not_make_certain(rng: np.random.Generator) -> None:
+    hierarchy, _ = random_tree(rng, 2)
+    tree = hierarchy.full_depth()
+    truth = rng.integers(0, tree.level_sizes[-1], 12)
+    scores = np.full((12, tree.level_sizes[-1]), -1, dtype=np.float32)
+    scores[np.arange(12), truth] = 1
+    assert 0.05 < fit_temperature(scores, truth, tree, 0.3) < 0.6
+    assert 0.5 < fit_temperature(np.zeros_like(scores), truth, tree, 1.0) < 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -183,3 +184,69 @@ def test_rows_of_a_class_that_train_never_saw_do_not_win(layout: Layout) -> None
         list(model.fit(train_rows, dataset.val, epochs=None, seed=0))
         found = model.predict(["", "unknown words only", *dataset.test.texts])
         assert "Rare" not in {model.hierarchy.label(int(node)) for node in found.ends}
+
+
+def test_a_level_that_no_test_row_reaches_is_no_obstacle(layout: Layout) -> None:
+    texts, paths = tiny_rows(140)
+    write_rows(layout, "deep", [*texts, "one deep row"], [*paths, ("Toys", "Cars", "Red", "Small")])
+    result = run(train, "-m", "tfidf_lsgd,tfidf_hsgd", "-d", "deep", "-r")
+    assert result.exit_code == 0, result.output
+    (report,) = layout.weight_dir("tfidf_lsgd", "deep").glob("*_metrics.json")
+    assert "level_4_accuracy" not in json.loads(report.read_text())["test"]
+    assert run(export, "--bento").exit_code == 0
+
+
+def test_a_bug_in_one_pair_does_not_lose_the_others(
+    layout: Layout, tiny: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*arguments: object, **options: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(model_class("tfidf_lsgd"), "fit", broken)
+    result = run(train, "-m", "tfidf_lsgd,tfidf_hsgd", "-d", tiny)
+    assert result.exit_code == 1
+    assert "ZeroDivisionError" in result.stderr
+    assert "1 of 2 failed: tfidf_lsgd" in result.stderr
+    assert list(layout.weight_dir("tfidf_hsgd", tiny).glob("best_*.pt"))
+    with pytest.raises(ZeroDivisionError):
+        CliRunner().invoke(train.main, ["-m", "tfidf_lsgd", "-d", tiny], catch_exceptions=False)
+
+
+def test_two_trainings_at_once_are_two_runs(layout: Layout, tiny: str) -> None:
+    command = [sys.executable, str(PROJECT_ROOT / "train.py"), "-m", "tfidf_lsgd", "-d", tiny]
+    running = [
+        subprocess.Popen([*command, "--seed", str(seed)], stdout=subprocess.DEVNULL)
+        for seed in (1, 2)
+    ]
+    assert [process.wait() for process in running] == [0, 0]
+    reports = list(layout.weights.rglob("*_metrics.json"))
+    assert {json.loads(path.read_text())["info"]["seed"] for path in reports} == {1, 2}
+
+
+def test_another_datasets_checkpoint_is_not_exported(layout: Layout, tiny: str) -> None:
+    assert run(train, "-m", "tfidf_lsgd", "-d", tiny).exit_code == 0
+    write_tiny_dataset(layout, "other", seed=1)
+    shutil.copytree(layout.weight_dir("tfidf_lsgd", tiny), layout.weight_dir("tfidf_lsgd", "other"))
+    result = run(export, "-m", "tfidf_lsgd", "-d", "other", "--bento")
+    refused(result, "was trained on dataset 'tiny', not on 'other'")
+    refused(run(export, "-d", "nobodys", "--bento"), "Unknown trained dataset 'nobodys'")
+
+
+def test_blocks_of_unknown_models_are_mistakes(layout: Layout, tiny: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.json"
+    path.write_text('{"tfidf_lgsd": {"min_df": 3}}')
+    result = run(train, "-m", "tfidf_lsgd", "-d", tiny, "--hyperparameters", str(path))
+    refused(result, "mine.json: 'tfidf_lgsd'", "Did you mean 'tfidf_lsgd'?")
+
+
+def test_a_reference_set_without_test_rows_is_refused_before_training(layout: Layout) -> None:
+    write_rows(layout, "few", ["a b", "c d", "e f"], [("A",), ("B",), ("C",)])
+    refused(run(train, "-m", "tfidf_lsgd", "-d", "few", "-r"), "test rows", "'few'")
+    assert not layout.weights.exists()
+
+
+def test_options_without_a_meaning_are_told(layout: Layout, tiny: str) -> None:
+    result = run(train, "-m", "tfidf_lsgd", "-d", tiny, "-e", "3", "--encoder", "minilm")
+    assert result.exit_code == 0
+    assert "--encoder has no meaning for tfidf_lsgd" in result.output
+    assert "-e has no meaning for tfidf_lsgd" in result.output

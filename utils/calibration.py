@@ -16,6 +16,9 @@ from utils.hierarchy import Hierarchy, Ints
 BINS = 15
 SEARCH = (math.log(1e-3), math.log(1e3))
 STEPS = 40
+SPREAD = 1.0
+"""How far, on a natural logarithmic scale, temperatures are expected from the default: few rows, or
+rows that are all right, say little about it."""
 CELLS = 20_000_000  # scores looked at per trial; a temperature is one number
 
 
@@ -30,7 +33,8 @@ def negative_log_likelihood(
 def fit_temperature(scores: Floats, truth: Ints, tree: Hierarchy, default: float = 1.0) -> float:
     """Find the temperature under which the true paths are most likely.
 
-    Golden-section search over its logarithm; without rows it is `default`.
+    The most probable one if its logarithm is normally distributed around that of `default`; the
+    rows outweigh that as soon as there are some dozens. Golden-section search.
 
     Parameters
     ----------
@@ -45,7 +49,9 @@ def fit_temperature(scores: Floats, truth: Ints, tree: Hierarchy, default: float
     picked, wanted = scores[rows], truth[rows]
 
     def cost(log_temperature: float) -> float:
-        return negative_log_likelihood(picked, wanted, tree, math.exp(log_temperature))
+        away = (log_temperature - math.log(default)) / SPREAD
+        loss = negative_log_likelihood(picked, wanted, tree, math.exp(log_temperature))
+        return loss + away**2 / (2 * len(wanted))
 
     low, high = SEARCH
     ratio = (math.sqrt(5) - 1) / 2

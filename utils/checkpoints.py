@@ -71,20 +71,21 @@ def read_checkpoint(path: Path, *, training: bool = False) -> tuple[Arrays, dict
     try:
         with safe_open(path, framework="numpy") as file:
             header = file.metadata() or {}
+            version = int(header.get("version", 0))
             meta = json.loads(header["meta"]) if header.get("format") == FORMAT else None
             names = [n for n in file.keys() if training or not n.startswith(TRAINING)]  # noqa: SIM118
             arrays = {name: file.get_tensor(name) for name in names} if meta else {}
     except FileNotFoundError as error:
         raise UserError(f"There is no checkpoint {path}.") from error
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(
             f"{path} is damaged or no KTT checkpoint ({error}). It was not loaded: train again, "
-            "or choose another with --time."
+            "or take another checkpoint."
         ) from error
     if not isinstance(meta, dict):
         raise UserError(f"{path} was not written by KTT. It was not loaded: train again.")
-    if int(header.get("version", 0)) > VERSION:
-        raise UserError(f"{path} was written by a newer KTT (format {header['version']}).")
+    if version > VERSION:
+        raise UserError(f"{path} was written by a newer KTT (format {version}).")
     return arrays, meta
 
 

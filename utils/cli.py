@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -52,9 +53,12 @@ def warn(message: str) -> None:
     click.echo(f"Warning: {message}", err=True)
 
 
-def show_error(error: click.ClickException) -> None:
-    """Print a user's mistake without ending the command."""
-    error.show()
+def show_error(error: Exception) -> None:
+    """Print a user's mistake as a line, and a bug as a traceback, without ending the command."""
+    if isinstance(error, click.ClickException):
+        error.show()
+    else:
+        click.echo("".join(traceback.format_exception(error)), err=True, nl=False)
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import math
+import sys
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from utils.errors import UserError
+from utils.errors import UserError, unknown
 from utils.files import read_json
 
 
@@ -104,9 +104,8 @@ def _alternatives(hint: Any) -> tuple[Any, ...]:
 
 def _is(value: Any, hint: Any) -> bool:
     if hint is float:
-        return (
-            isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-        )
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        return number and abs(value) < sys.float_info.max
     if hint is int:
         return isinstance(value, int) and not isinstance(value, bool)
     if typing.get_origin(hint) is tuple:
@@ -148,9 +147,16 @@ def _converted(value: Any, hint: Any) -> Any:
 
 
 def load_config(
-    cls: type[Config], path: Path, model: str, overrides: Mapping[str, Any] | None = None
+    cls: type[Config],
+    path: Path,
+    model: str,
+    overrides: Mapping[str, Any] | None = None,
+    models: Collection[str] = (),
 ) -> Config:
     """Read a model's block of hyperparameters.json; keys in `overrides` win.
+
+    A model without a block has its defaults. Blocks of other names than `models`, where these are
+    given, are mistakes.
 
     Raises
     ------
@@ -160,6 +166,9 @@ def load_config(
     blocks = read_json(path)
     if not isinstance(blocks, dict):
         raise UserError(f"{path}: expected an object with one block per model.")
+    for name in blocks:
+        if models and name not in models:
+            raise unknown(f"model in {path.name}:", name, models)
     block = blocks.get(model, {})
     if not isinstance(block, dict):
         raise UserError(f"{path}: {model}: expected an object of hyperparameters, got {block!r}.")

@@ -43,8 +43,9 @@ def _explained(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if isinstance(error, FileNotFoundError) and error.filename is not None:
-            raise
+        named = Path(os.fsdecode(error.filename)) if error.filename else path
+        if path.parent not in (named, *named.parents) and named not in path.parents:
+            raise  # about something else, that was read meanwhile
         raise _refused(path, error) from error
 
 
@@ -100,12 +101,18 @@ def atomic_dir(path: Path) -> Iterator[Path]:
             _swap(temporary, path)
             _sync(path.parent)
         finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+            _remove(temporary)
+
+
+def _remove(path: Path) -> None:
+    """Remove a file, a link or a folder, if it is there."""
+    with suppress(OSError):
+        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 def _swap(new: Path, path: Path) -> None:
     """Put `new` in the place of `path`, which then lies where `new` was, or is gone."""
-    if not path.exists():
+    if not path.exists() and not path.is_symlink():
         new.rename(path)
     elif not _exchange(new, path):
         # Where folders cannot be exchanged in one step there is a moment without any.
@@ -139,9 +146,9 @@ def _sweep(folder: Path) -> None:
     for path in folder.glob(f"{TEMPORARY_PREFIX}*"):
         owner = path.name.removeprefix(TEMPORARY_PREFIX).partition("-")[0]
         with suppress(OSError):
-            if Path(f"/proc/{owner}").exists() or time.time() - path.stat().st_mtime < STALE:
-                continue
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+            old = time.time() - path.lstat().st_mtime > STALE
+            if old and not Path(f"/proc/{owner}").exists():
+                _remove(path)
 
 
 def link(source: Path, path: Path) -> None:

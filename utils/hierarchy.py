@@ -380,7 +380,7 @@ class Hierarchy:
             sizes = [int(size) for size in values["level_sizes"]]
             names, parents = list(values["classes"]), list(values["parent_of"])
             ends = [int(node) for node in values.get("terminal_inner", [])]
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise UserError(f"{source} is no hierarchy: {error!r} is wrong or missing.") from error
         bounds = np.concatenate([[0], np.cumsum(sizes)]).tolist()
         if len(names) != bounds[-1] or not all(isinstance(name, str) for name in names):

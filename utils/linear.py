@@ -179,6 +179,12 @@ class TfidfScorer:
             ones = np.ones(len(indices), dtype=np.float32)
             along = sp.csr_matrix((ones, indices, starts), shape=(len(starts) - 1, shape[0]))
             paths = Paths(along=along, families=arrays["paths_families"])
+        # A wrong index would be followed into memory that is not ours.
+        weights.check_format(full_check=True)
+        if paths is not None:
+            paths.along.check_format(full_check=True)
+            if len(paths.families) != shape[0]:
+                raise ValueError(f"{len(paths.families)} families of {shape[0]} classifiers")
         return cls(features, weights, arrays["intercepts"], paths)
 
     def save(self, folder: Path) -> dict[str, Any]:

@@ -95,7 +95,8 @@ def evaluate(predictions: Predictions, codes: Ints) -> dict[str, float]:
         ``leaf_auprc`` (micro), ``coherence`` (answers that are paths of the tree; 1 by
         construction, measured all the same), ``independent_coherence`` (the same for per-level
         argmaxes), ``calibration_error`` and ``calibration_error_raw`` (before calibration),
-        ``mean_confidence``, ``rows``. Empty input gives only ``rows``.
+        ``mean_confidence``, ``rows``. Figures that the rows do
+        not define are left out; empty input gives only ``rows``.
     """
     if not len(codes):
         return {"rows": 0.0}
@@ -125,7 +126,8 @@ def evaluate(predictions: Predictions, codes: Ints) -> dict[str, float]:
     }
     if predictions.histogram is not None:
         figures["leaf_auprc"] = predictions.histogram.average_precision()
-    return figures
+    # a level that no row reaches has no accuracy
+    return {name: value for name, value in figures.items() if not np.isnan(value)}
 
 
 def coherence(predictions: Predictions) -> float:
