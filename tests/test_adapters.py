@@ -280,6 +280,23 @@ def test_parents_that_make_no_tree(contents: object, tmp_path: Path) -> None:
         load_parents(tmp_path / "p.json")
 
 
+def test_parents_are_spelled_as_the_labels_are(tmp_path: Path) -> None:
+    path = tmp_path / "p.json"
+    path.write_text(json.dumps({"To\u0301p": ["cafe\u0301", "a\x01 b"], "Lonely": {}, "Bare": []}))
+    assert load_parents(path) == {
+        "café": ("Tóp",), "a b": ("Tóp",), "Lonely": (), "Bare": (), "Tóp": ()
+    }  # fmt: skip
+    path.write_text(json.dumps({"tea": "cafe\u0301", "café": "Tóp"}))
+    assert load_parents(path)["tea"] == ("Tóp", "café")
+
+
+@pytest.mark.parametrize("contents", ["[" * 100_000, '{"a":' * 5000 + "[]" + "}" * 5000])
+def test_parents_nested_too_deeply_are_one_line(contents: str, tmp_path: Path) -> None:
+    (tmp_path / "p.json").write_text(contents)
+    with pytest.raises(UserError, match="nested too deeply"):
+        load_parents(tmp_path / "p.json")
+
+
 def test_parents_of_a_table_with_paths(tmp_path: Path) -> None:
     pq.write_table(
         pa.table({"text": ["?", "?"], "c": [["a", "b", "x"], ["a", "y"]]}), tmp_path / "p.parquet"

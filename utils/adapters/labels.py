@@ -195,8 +195,19 @@ def _checked_width(places: NDArray[Any], limit: int | None, options: LabelOption
     return width
 
 
+def tidied(words: pa.Array) -> pa.Array:
+    """Names in one spelling: NFC, control characters and runs of white space to one space."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    clean = pc.utf8_normalize(words, "NFC")
+    clean = pc.replace_substring_regex(clean, r"[\x00-\x1f\x7f\x{0080}-\x{009f}]+", " ")
+    pieces = pc.utf8_split_whitespace(pc.utf8_trim_whitespace(clean))
+    return pc.binary_join(pieces, pa.scalar(" ", pa.large_string()))
+
+
 def _clean_names(words: pa.Array, drop: str | None) -> tuple[list[str], NDArray[np.int64]]:
-    """Clean distinct names: NFC, control characters and runs of white space to one space.
+    """Clean distinct names.
 
     Returns
     -------
@@ -204,13 +215,8 @@ def _clean_names(words: pa.Array, drop: str | None) -> tuple[list[str], NDArray[
         Code per word: index into `names`, `EMPTY`, or `BROKEN` where `drop` matches.
     """
     import pyarrow as pa
-    import pyarrow.compute as pc
 
-    clean = pc.utf8_normalize(words, "NFC")
-    clean = pc.replace_substring_regex(clean, r"[\x00-\x1f\x7f\x{0080}-\x{009f}]+", " ")
-    pieces = pc.utf8_split_whitespace(pc.utf8_trim_whitespace(clean))
-    clean = pc.binary_join(pieces, pa.scalar(" ", pa.large_string()))
-    codes, distinct = encoded(pa.chunked_array([clean]))
+    codes, distinct = encoded(pa.chunked_array([tidied(words)]))
     state = np.arange(len(distinct))
     if drop:
         state[_matching(distinct, drop)] = BROKEN

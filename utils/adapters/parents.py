@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from utils.adapters.columns import UNIT, is_list, joined_columns, joined_lists, strings
-from utils.adapters.reading import ReadOptions, open_reader
-from utils.adapters.sources import decode, open_source
+from utils.adapters.labels import tidied
+from utils.adapters.reading import ReadOptions, open_reader, to_array
+from utils.adapters.sources import SourceFile, decode, open_source
 from utils.errors import UserError
 
 Paths = list[tuple[str, ...]]
@@ -35,13 +36,21 @@ def load_parents(path: Path, encoding: str | None = None) -> dict[str, tuple[str
     source = open_source(path)
     if source.kind == "json":
         try:
-            value = json.loads(decode(source, encoding).data)
+            paths = _paths_of_json(json.loads(decode(source, encoding).data), path)
         except ValueError as error:
             raise UserError(f"{path} is not valid JSON: {error}.") from error
-        paths = _paths_of_json(value, path)
+        except RecursionError as error:
+            raise UserError(f"{path} is nested too deeply for a tree of classes.") from error
     else:
-        paths = _paths_of_table(path, encoding)
-    return _ancestors([tuple(" ".join(name.split()) for name in one) for one in paths], path)
+        paths = _paths_of_table(source, encoding)
+    tidy = _tidy({name for one in paths for name in one})
+    return _ancestors([tuple(tidy[name] for name in one) for one in paths], path)
+
+
+def _tidy(names: Iterable[str]) -> dict[str, str]:
+    """Each name as the labels of the data are written, so that they meet."""
+    distinct = list(names)
+    return dict(zip(distinct, tidied(to_array(distinct)).to_pylist(), strict=True))
 
 
 def _ancestors(paths: Paths, file: Path) -> dict[str, tuple[str, ...]]:
@@ -61,7 +70,9 @@ def _ancestors(paths: Paths, file: Path) -> dict[str, tuple[str, ...]]:
 def _paths_of_json(value: Any, file: Path) -> Paths:
     if isinstance(value, dict) and value:
         if all(isinstance(parent, str) for parent in value.values()):
-            return [_climbed(child, value, file) for child in value]
+            tidy = _tidy({*value, *value.values()})
+            parent_of = {tidy[child]: tidy[parent] for child, parent in value.items()}
+            return [_climbed(child, parent_of, file) for child in parent_of]
         if all(isinstance(children, list | dict) for children in value.values()):
             return list(_descended(value, ()))
     raise UserError(f"{file} is neither {{parent: [children]}} nor {{child: parent}}.")
@@ -77,20 +88,20 @@ def _climbed(child: str, parent_of: dict[str, str], file: Path) -> tuple[str, ..
 
 
 def _descended(value: Any, above: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
-    if isinstance(value, dict):
+    if above and not value and isinstance(value, dict | list):
+        yield above
+    elif isinstance(value, dict):
         for name, children in value.items():
             yield from _descended(children, (*above, str(name)))
     elif isinstance(value, list):
         for child in value:
             yield from _descended(child, above)
-        if not value and above:
-            yield above
     else:
         yield (*above, str(value)) if value is not None else above
 
 
-def _paths_of_table(path: Path, encoding: str | None) -> Paths:
-    reader = open_reader(open_source(path), ReadOptions(encoding=encoding), ())
+def _paths_of_table(source: SourceFile, encoding: str | None) -> Paths:
+    reader = open_reader(source, ReadOptions(encoding=encoding), ())
     table = reader.read(reader.columns).table
     lists = [name for name in table.column_names if is_list(table[name].type)]
     parts = [joined_lists(table[name]) if is_list(table[name].type) else strings(table[name])
