@@ -180,7 +180,7 @@ def _respond(
     shrink: Any, scale: Any, steps: Any, classes: Any, margins: Any, moves: Any, hot: Any,
 ) -> Any:  # fmt: skip
     """Work out how each class moves on one row; returns how many do, and lists them in `hot`."""
-    moving = 0
+    moving, part = 0, 1.0 / steps
     for k in lanes:
         own = positives[k] == label
         margin = np.float32(margins[k] * scale) + classes[0, k]
@@ -188,7 +188,7 @@ def _respond(
         classes[3, k] += loss + alpha * 0.5 * classes[2, k]
         move = -eta * slope * (boosts[k] if own else np.float32(1))
         classes[0, k] += move * _INTERCEPT_RATE
-        classes[1, k] += (classes[0, k] - classes[1, k]) / steps
+        classes[1, k] += (classes[0, k] - classes[1, k]) * part
         classes[2, k] *= shrink * shrink
         moves[k] = move
         if move != 0:
