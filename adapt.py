@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import click
 
 from utils import cli
+from utils.errors import UserError
 from utils.paths import Layout
 
 GROUPS = {
@@ -188,6 +190,10 @@ def flat(paths: tuple[str, ...], name: str, **values: Any) -> None:
     from utils.adapters.reading import ReadOptions
     from utils.adapters.splitting import Ratios
 
+    if Path(name).is_file():
+        raise UserError(
+            f"{name} is a file: NAME, which comes after the files, is missing or in its place."
+        )
     _keep_freed_memory()
     records = tuple(key.strip() for key in values["records"].split(",") if key.strip())
     options = FlatOptions(

@@ -372,6 +372,36 @@ def test_broken_lines_of_json_are_counted(layout: Layout, tmp_path: Path) -> Non
     assert ("5", ("A",)) in rows_of(load_dataset(layout, "d"))
 
 
+LINES = [{"t": f"text {i}", "c": "ab"[i % 2]} for i in range(20)]
+
+
+@pytest.mark.parametrize("ending", ["json", "jsonl"])
+def test_lists_among_objects_are_broken_rows(ending: str, layout: Layout, tmp_path: Path) -> None:
+    rows = [*LINES, ["b", "a text"], ["a", "a text"]]
+    lines = json.dumps(rows) if ending == "json" else "\n".join(map(json.dumps, rows))
+    (tmp_path / f"d.{ending}").write_text(lines)
+    assert flat(tmp_path / f"d.{ending}", "d", "-t", "t", "-c", "c").exit_code == 0
+    assert report_of(layout)["rows"]["dropped"] == {"broken_row": 2}
+    assert load_dataset(layout, "d").hierarchy.names == ("a", "b")
+
+
+def test_two_objects_on_a_line_are_a_broken_row(layout: Layout, tmp_path: Path) -> None:
+    lines = [*map(json.dumps, LINES), '{"t": "x", "c": "a"} {"t": "y", "c": "b"}']
+    (tmp_path / "d.jsonl").write_text("\n".join(lines))
+    assert flat(tmp_path / "d.jsonl", "d", "-t", "t", "-c", "c").exit_code == 0
+    assert report_of(layout)["rows"]["dropped"] == {"broken_row": 1}
+    assert report_of(layout)["broken_at"] == ["d.jsonl:21"]
+
+
+def test_columns_may_begin_after_a_thousand_lines(layout: Layout, tmp_path: Path) -> None:
+    early = [json.dumps({"t": f"early {i}"}) for i in range(1001)]
+    late = [json.dumps({**row, "side": "train"}) for row in LINES]
+    (tmp_path / "d.jsonl").write_text("\n".join(early + late))
+    result = flat(tmp_path / "d.jsonl", "d", "-t", "t", "-c", "c", "--split-column", "side")
+    assert result.exit_code == 0, result.output
+    assert report_of(layout)["rows"]["dropped"] == {"empty_path": 1001}
+
+
 def test_numbers_and_nan_in_columnar_files(layout: Layout, tmp_path: Path) -> None:
     table = pa.table({"t": pa.array(["a", "b", "c"]), "c": pa.array([1.0, float("nan"), 2.0])})
     pq.write_table(table, tmp_path / "d.parquet")
@@ -471,7 +501,9 @@ MISTAKES: dict[str, tuple[Callable[[Path], Path], tuple[str, ...], str]] = {
     "empty separator": (good_csv, (*GOOD, "--sep", ""), "--sep ''"),
     "records of a CSV": (good_csv, (*GOOD, "--records", "a"), "--records is for json"),
     "sheet of a CSV": (good_csv, (*GOOD, "--sheet", "a"), "--sheet is for xlsx"),
-    "look-around": (good_csv, ("-t", "t", "-c", "t", "--lines", "(?P<t>.)(?=a)"), "look-around"),
+    "look-around": (good_csv, ("-t", "t", "-c", "c", "--lines", "(?P<t>.)(?P<c>.)(?=a)"),
+                    "look-around"),
+    "text is class": (good_csv, ("-t", "text,label", "-c", "label"), "both --text and --classes"),
     "drops all": (good_csv, (*GOOD, "--drop-names", "."), "None of the 20 rows"),
     "all too small": (good_csv, (*GOOD, "--min-class-size", "99"), "20 of too small a class"),
     "gaps only": (good_csv, (*GOOD[:4], "--delimiter", "A"), "20 with a gap"),
@@ -493,6 +525,14 @@ def test_a_mistake_is_one_line_and_nothing_is_written(
     assert lines[0].startswith("Error: ")
     assert message in lines[0]
     assert not layout.root.exists() or not list(layout.root.rglob("*"))
+
+
+def test_a_forgotten_name_takes_no_files_place(layout: Layout, tmp_path: Path) -> None:
+    path = good_csv(tmp_path)
+    result = flat(path, path, *GOOD)
+    assert result.exit_code == 1
+    assert "NAME, which comes after the files, is missing" in result.output
+    assert not layout.root.exists()
 
 
 def test_several_kinds_of_files_are_refused(layout: Layout, tmp_path: Path) -> None:

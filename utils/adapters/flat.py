@@ -125,6 +125,8 @@ def _read(options: FlatOptions) -> tuple[Batch, Columns]:
         )
     _check_kind(kinds[0], options.read)
     hints = [*options.text.split(","), *options.classes.split(",")]
+    if options.split_column not in (None, FILE_COLUMN):
+        hints.append(options.split_column)
     batches = []
     for source in sources:
         reader = open_reader(source, options.read, hints)
@@ -152,9 +154,17 @@ def _check_kind(kind: str, read: ReadOptions) -> None:
 
 
 def _columns(reader: Reader, options: FlatOptions) -> Columns:
+    text = select_columns(options.text, reader.columns)
+    classes = select_columns(options.classes, reader.columns)
+    both = [name for name in text if name in classes]
+    if both:
+        raise UserError(
+            f"Column {both[0]!r} is named by both --text and --classes: the text would tell "
+            "the class."
+        )
     return Columns(
-        text=select_columns(options.text, reader.columns),
-        classes=select_columns(options.classes, reader.columns),
+        text=text,
+        classes=classes,
         split=_split_column(reader, options.split_column),
     )
 

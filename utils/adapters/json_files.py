@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from utils.adapters.reading import Batch, BrokenRows, Reader, ReadOptions, numbered, to_array
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
 RECORDS_COLUMN = "records"
 _PEEKED = 1000
+_SHARED_LINE = re.compile(rb"\}[ \t\r]*\{")  # or a text that looks like it
 
 
 class JsonReader:
@@ -40,28 +42,31 @@ class JsonReader:
         )
 
     def _checked(self, broken: BrokenRows) -> Iterator[Any]:
+        objects = any(isinstance(row, dict) for row in self._rows)
         for number, row in enumerate(self._rows, 1):
-            if isinstance(row, dict) or (isinstance(row, list) and len(row) == len(self.columns)):
+            # Among objects a list's items belong to no column.
+            fits = not objects and isinstance(row, list) and len(row) == len(self.columns)
+            if fits or isinstance(row, dict):
                 yield row
             else:
                 broken.add(f"{self._name}: row {number}")
 
 
 class JsonLinesReader:
-    """One JSON object a line."""
+    """One JSON object, or one list, a line; the first line tells which."""
 
-    def __init__(self, source: SourceFile, options: ReadOptions) -> None:
+    def __init__(self, source: SourceFile, options: ReadOptions, hints: Sequence[str]) -> None:
         self._source = source
         self._text = decode(source, options.encoding)
-        head = [row for _, row in _parsed_lines(self._text.data, BrokenRows(), "", _PEEKED)]
+        self._kind: type[Any] | tuple[type[Any], ...] = (dict, list)
+        head = list(self._rows(BrokenRows(), _PEEKED))
         if not head:
             raise UserError(f"{source.path} holds no line of JSON.")
-        if isinstance(head[0], list):
-            self.columns = numbered(len(head[0]))
-        else:
-            self.columns = tuple(
-                dict.fromkeys(key for row in head if isinstance(row, dict) for key in row)
-            )
+        self._kind = type(head[0])
+        head = [row for row in head if isinstance(row, self._kind)]
+        self.columns = _columns_of(head)
+        if not {hint.strip() for hint in hints} <= {name.strip() for name in self.columns}:
+            self.columns = _columns_of(self._rows(BrokenRows()))  # some begin further down
         self._types = {
             name: _arrow_type([_peek(row, name) for row in head]) for name in self.columns
         }
@@ -74,12 +79,28 @@ class JsonLinesReader:
         note = (self._text.note,) if self._text.note else ()
         return Batch(table=fast, encodings=(self._text.encoding,), notes=note)
 
+    def _rows(self, broken: BrokenRows, limit: int | None = None) -> Iterator[Any]:
+        """Parse the lines; None for all."""
+        data = self._text.data
+        lines = data.split(b"\n") if limit is None else data.split(b"\n", limit)[:limit]
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError):
+                row = None
+            if isinstance(row, self._kind):
+                yield row
+            else:
+                broken.add(f"{self._source.path.name}:{number}")
+
     def _fast(self, wanted: Sequence[str]) -> pa.Table | None:
         import pyarrow as pa
         from pyarrow import json as arrow_json
 
         types = {name: self._types[name] for name in wanted}
-        if None in types.values():
+        if None in types.values() or _SHARED_LINE.search(self._text.data):
             return None
         options = arrow_json.ParseOptions(
             explicit_schema=pa.schema(list(types.items())), unexpected_field_behavior="ignore"
@@ -95,10 +116,7 @@ class JsonLinesReader:
 
     def _slow(self, wanted: Sequence[str]) -> Batch:
         broken = BrokenRows()
-        numbered_rows = list(_parsed_lines(self._text.data, broken, self._source.path.name, None))
-        inner = JsonReader(
-            self.columns, [row for _, row in numbered_rows], self._source, self._text
-        )
+        inner = JsonReader(self.columns, list(self._rows(broken)), self._source, self._text)
         batch = inner.read(wanted)
         return Batch(
             table=batch.table,
@@ -122,7 +140,7 @@ def open_json(source: SourceFile, options: ReadOptions, hints: Sequence[str]) ->
         value = json.loads(text.data)
     except (ValueError, RecursionError) as error:
         if _looks_like_lines(text.data):
-            return JsonLinesReader(source, options)
+            return JsonLinesReader(source, options, hints)
         raise UserError(f"{source.path} is not valid JSON: {error}.") from error
     if options.records:
         columns, rows = _nested(value, options.records, source)
@@ -229,22 +247,14 @@ def _advice(value: Mapping[str, Any]) -> str:
     return f"If rows lie under some of them, name these: --records {','.join(lists[:3]) or 'KEY'}"
 
 
-def _parsed_lines(
-    data: bytes, broken: BrokenRows, name: str, limit: int | None
-) -> Iterator[tuple[int, Any]]:
-    lines = data.split(b"\n") if limit is None else data.split(b"\n", limit)[:limit]
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            broken.add(f"{name}:{number}")
-            continue
-        if isinstance(row, dict | list):
-            yield number, row
-        else:
-            broken.add(f"{name}:{number}")
+def _columns_of(rows: Iterable[Any]) -> tuple[str, ...]:
+    """All keys of objects; the places of the first list."""
+    names: dict[str, None] = {}
+    for row in rows:
+        if isinstance(row, list):
+            return numbered(len(row))
+        names.update(dict.fromkeys(row))
+    return tuple(names)
 
 
 def _field(row: Any, name: str, place: int) -> Any:

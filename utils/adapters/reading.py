@@ -91,7 +91,7 @@ def open_reader(source: SourceFile, options: ReadOptions, hints: Sequence[str]) 
     if source.kind == "csv":
         return delimited.CsvReader(source, options, hints)
     if source.kind == "jsonl":
-        return json_files.JsonLinesReader(source, options)
+        return json_files.JsonLinesReader(source, options, hints)
     if source.kind == "json":
         return json_files.open_json(source, options, hints)
     if source.kind == "xlsx":
