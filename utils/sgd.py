@@ -239,9 +239,10 @@ def _largest(weights: NDArray[Any], keep: int, names: Ints, width: int) -> sp.cs
     if keep < kept.shape[1]:
         bound = np.partition(np.abs(kept), -keep, axis=1)[:, -keep]
         kept[np.abs(kept) < bound[:, None]] = 0
-    sparse = sp.csr_matrix(kept)
-    indices = names[sparse.indices].astype(np.int32)
-    return sp.csr_matrix((sparse.data, indices, sparse.indptr), shape=(len(kept), width))
+    there = kept != 0
+    starts = np.concatenate([[0], np.cumsum(np.count_nonzero(there, axis=1))])
+    indices = np.broadcast_to(names.astype(np.int32), kept.shape)[there]
+    return sp.csr_matrix((kept[there], indices, starts), shape=(len(kept), width))
 
 
 def _assemble(
