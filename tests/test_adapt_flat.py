@@ -277,7 +277,18 @@ def test_a_given_split_loses_leaks_and_unseen_classes(layout: Layout, tmp_path: 
     ("encoding", "text"),
     [
         ("cp1252", "Crème brûlée – “très bien” à la carte"),
+        ("cp1252", "café, été, ça"),
+        ("cp1252", "Não há opções, limões"),
         ("cp1250", "Zażółć gęślą jaźń, śledź i żur"),
+        ("cp1250", "MĄKA PSZENNA, ŁOSOŚ, ŻÓŁTY SER"),
+        ("cp1250", "Příliš žluťoučký kůň úpěl ďábelské ódy"),
+        ("cp1250", "Gyümölcs és őszibarack, fűszer"),
+        ("cp1251", "Свежие овощи и фрукты, мясо"),
+        ("koi8_r", "Свежие овощи и фрукты, мясо"),
+        ("cp1254", "Güneş ışığı çok şık, ağaç"),
+        ("cp932", "日本語のテキスト、新鮮な野菜と果物"),
+        ("gb18030", "新鲜的蔬菜和水果，肉类"),
+        ("cp850", "Größe über Straße, schöne Grüße"),
     ],
 )
 def test_other_encodings_are_detected_and_reported(
@@ -302,6 +313,16 @@ def test_one_broken_byte_does_not_spoil_utf8(layout: Layout, tmp_path: Path) -> 
     assert result.exit_code == 0
     assert "1 bytes are not UTF-8" in result.output
     assert "żółw 3" in {t for t, _ in rows_of(load_dataset(layout, "d"))}
+
+
+def test_lines_of_utf8_among_others_stay_so(layout: Layout, tmp_path: Path) -> None:
+    lines = [f"café {i},{'ab'[i % 3 % 2]}\n" for i in range(30)]
+    coded = [line.encode("cp1252" if i % 2 else "utf-8") for i, line in enumerate(lines)]
+    (tmp_path / "d.csv").write_bytes(b"t,c\n" + b"".join(coded))
+    result = flat(tmp_path / "d.csv", "d", "-t", "t", "-c", "c")
+    assert result.exit_code == 0
+    assert "15 lines are not UTF-8 as 15 others are: read as cp1252" in result.output
+    assert {t for t, _ in rows_of(load_dataset(layout, "d"))} == {f"café {i}" for i in range(30)}
 
 
 def test_long_separators_no_header_and_stray_quotes(layout: Layout, tmp_path: Path) -> None:

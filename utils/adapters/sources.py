@@ -44,6 +44,15 @@ _UNPACKERS: dict[str, Callable[[bytes], bytes]] = {
 _HEAD = 1 << 16
 _IN_TEXT = (1, 9, 10, 12, 13)
 _SLICE = 1 << 16  # small enough for the cache
+_COMMON = ["cp1250", "cp1251", "cp1252", "iso8859_2", "koi8_r", "cp1253", "cp1254", "cp1257",
+           "cp932", "euc_jp", "gb18030", "big5", "euc_kr"]  # fmt: skip
+_OLD = ["cp850", "cp866", "mac_roman"]  # only where none of the others will do
+# What Western European texts hold beyond ASCII. Of cp1252's characters those are missing that
+# stand where other encodings (cp1250, cp1254, …) have frequent letters.
+_WESTERN = frozenset(
+    "àáâãäåæçèéêëìíîïñòóôõöøùúûüßœÀÁÂÃÄÅÆÇÈÉÊËÌÍÎÏÑÒÓÔÕÖØÙÚÛÜŒ“”„‘’‚«»–—…•·€£§©®™°´¡¿ºª½×²\xa0"
+)
+_WITHIN_WORD = re.compile(r"[^\W\d_][£¡¿][^\W\d_]")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,7 +222,8 @@ def decode(source: SourceFile, encoding: str | None) -> Decoded:
     """Bring a text file to UTF-8.
 
     Without `encoding`: a byte-order mark, then strict UTF-8, then UTF-8 with a few broken bytes,
-    then what `charset_normalizer` finds in the lines that are not ASCII, then cp1252, latin-1.
+    then cp1252 if that gives a Western European text, then what `charset_normalizer` finds among
+    common encodings, then latin-1. If a quarter of the lines in question are UTF-8, they stay so.
 
     Raises
     ------
@@ -292,21 +302,50 @@ def _rescued(data: bytes) -> Decoded | None:
 
 
 def _guessed(data: bytes) -> Decoded:
-    candidates = [_normalizer_guess(data), "cp1252", "latin-1"]
-    for encoding in filter(None, candidates):
-        try:
-            text = data.decode(encoding)
-        except (UnicodeError, LookupError):
-            continue
+    lines = data.split(b"\n")
+    foreign = [number for number, line in enumerate(lines) if not _is_utf8(line)]
+    others = sum(not line.isascii() for line in lines) - len(foreign)
+    if others < len(foreign) / 3:  # by chance, unless many
+        encoding, text = _best_guess(data)
         note = f"the encoding was guessed: {encoding}; give --encoding if names look wrong"
         return Decoded(data=text.encode("utf-8", "replace"), encoding=encoding, note=note)
-    raise AssertionError("latin-1 decodes everything")
+    encoding, text = _best_guess(b"\n".join(lines[number] for number in foreign))
+    for number, line in zip(foreign, text.split("\n"), strict=True):
+        lines[number] = line.encode("utf-8", "replace")
+    note = f"{len(foreign):,} lines are not UTF-8 as {others:,} others are: read as {encoding}"
+    return Decoded(data=b"\n".join(lines), encoding=f"utf-8, {encoding}", note=note)
 
 
-def _normalizer_guess(data: bytes) -> str | None:
+def _best_guess(data: bytes) -> tuple[str, str]:
+    """The most likely encoding, and the text that it gives."""
+    wide = re.findall(rb"[^\n]*[\x80-\xff][^\n]*", data[: 1 << 22])
+    sample = b"\n".join(wide)[:_HEAD]
+    western = "cp1252" if _is_western(sample) else None
+    for encoding in filter(None, (western, _normalizer_guess(sample), "cp1252")):
+        try:
+            return encoding, data.decode(encoding)
+        except (UnicodeError, LookupError):
+            continue
+    return "latin-1", data.decode("latin-1")
+
+
+def _is_western(sample: bytes) -> bool:
+    """Whether cp1252 gives words of Western European letters, few of them beyond ASCII."""
+    text = sample.decode("cp1252", "replace")
+    wide = [letter for letter in text if letter > "\x7f"]
+    odd = sum(letter not in _WESTERN for letter in wide)
+    if "õ" in wide and not {"ã", "ä"} & set(wide):  # Hungarian ő: no language has õ alone
+        return False
+    within = "".join(re.findall(r"[^\W\d_]*[^\W\d_\x00-\x7f][^\W\d_]*", text))
+    mostly_ascii = sum(letter > "\x7f" for letter in within) <= 0.7 * len(within)
+    return mostly_ascii and odd <= 0.02 * len(wide) and not _WITHIN_WORD.search(text)
+
+
+def _normalizer_guess(sample: bytes) -> str | None:
     from charset_normalizer import from_bytes
 
-    lines = re.findall(rb"[^\n]*[\x80-\xff][^\n]*", data[: 1 << 22])
-    sample = b"\n".join(lines)[:_HEAD]
-    best = from_bytes(sample, threshold=0.3).best()
-    return best.encoding if best else None
+    for encodings in (_COMMON, _OLD):
+        best = from_bytes(sample, threshold=0.3, cp_isolation=encodings).best()
+        if best:
+            return best.encoding
+    return None
