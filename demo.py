@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -53,14 +54,18 @@ def ask(layout: Layout, text: str) -> None:
         tempfile.TemporaryDirectory(prefix="ktt-demo-") as home,
         served(bundle, "serve-gunicorn", bentoml, Path(home)) as server,
     ):
+        document = json.dumps({"text": text}, ensure_ascii=False)
         for endpoint in ("/predict", "/classify"):
-            document = json.dumps({"text": text})
-            cli.say(f"\n$ curl -d '{document}' http://127.0.0.1:{server.port}{endpoint}")
+            quoted = shlex.quote(document)
+            cli.say(f"\n$ curl -d {quoted} http://127.0.0.1:{server.port}{endpoint}")
             reply = server.ask(endpoint, {"text": text})
             if reply.status != 200:
                 raise UserError(f"{endpoint} answered {reply.status}: {reply.text}")
             cli.say(json.dumps(reply.json(), ensure_ascii=False, indent=2))
-    cli.say("\nThe server is stopped.")
+    cli.say("\nThe server is stopped. Ask it yourself:")
+    cli.say("  source .venv/bin/activate")
+    cli.say(f"  bentoml serve {shown}    # and in another terminal, once it answers:")
+    cli.say(f"  curl -d {shlex.quote(document)} http://localhost:5000/predict")
 
 
 @click.command()

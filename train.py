@@ -325,8 +325,8 @@ def _rehearse(model: Model, dataset: Dataset, options: Options) -> dict[str, flo
     return metrics
 
 
-def report(outcomes: Sequence[Outcome]) -> None:
-    """Print the table at the end; exit with status 1 if a pair failed."""
+def report(outcomes: Sequence[Outcome], *, tested: bool) -> None:
+    """Print the table at the end, of real tests; exit with status 1 if a pair failed."""
     rows = [
         [
             f"{o.model} · {o.dataset}",
@@ -336,7 +336,7 @@ def report(outcomes: Sequence[Outcome]) -> None:
         for o in outcomes
         if not o.error
     ]
-    if rows:
+    if rows and tested:
         cli.table(
             "Test", ["model · dataset", *(name.replace("_", " ") for name in SUMMARY), "time"], rows
         )
@@ -399,7 +399,7 @@ def main(models: list[str], datasets: list[str], verbose: bool, **values: Any) -
     options = Options(**values)
     if options.cpu:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # read when torch is imported: not before here
-    report(train_all(Layout(), models, datasets, options))
+    report(train_all(Layout(), models, datasets, options), tested=not options.dry_run)
 
 
 if __name__ == "__main__":

@@ -352,6 +352,10 @@ class Model(ABC):
                 "temperature": self.temperature,
                 "scorer": scorer,
                 "score_columns": self.score_columns(),
+                "tree": {
+                    "level_sizes": list(self.tree.level_sizes),
+                    "parents": self.tree.parents.tolist(),
+                },
                 "info": self.info,
             },
         )

@@ -392,7 +392,7 @@ class PyTorchModel(Model):
     def _write_graph(self, folder: Path, opset: int) -> dict[str, Any]:
         network, spec = self.network.cpu().eval(), self.network.encoder.spec
         onnx_export.export_whole(network, folder / "model.onnx", opset)
-        (folder / "tokenizer.json").write_text(spec.tokenizer, encoding="utf-8")
+        (folder / "tokenizer.json").write_text(self.tokenizer.to_json(), encoding="utf-8")
         self.network.to(best_device())
         return {
             "kind": "onnx",

@@ -121,7 +121,7 @@ def _plain_progress(description: str) -> Callable[[int, int], None]:
         nonlocal last
         if time.monotonic() - last >= PLAIN_INTERVAL:
             last = time.monotonic()
-            click.echo(f"{description}: {done:,} of {total:,}")
+            click.echo(f"{description}: {done:,} of {total:,}", err=True)
 
     return update
 

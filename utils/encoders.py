@@ -8,6 +8,7 @@ weights are read and no code of a repository is run.
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import importlib.util
 import json
@@ -168,6 +169,8 @@ def encoder_folder(name: str) -> Path:
     folder = Path(name).expanduser()
     if folder.is_dir():
         return _checked_folder(folder)
+    if close := difflib.get_close_matches(name, PACKAGED, n=1, cutoff=0.75):
+        raise UserError(f"There is no encoder {name!r}. Did you mean {close[0]!r}?")
     if not _HUB_ID.fullmatch(name) or name.startswith("."):
         raise UserError(
             f"There is no encoder folder {name!r}. Give a folder that holds config.json, "

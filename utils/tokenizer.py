@@ -97,6 +97,10 @@ class TextTokenizer:
         self.max_len = max_len
         self.pad_id = pad_id
 
+    def to_json(self) -> str:
+        """Content of a tokenizer.json that cuts texts as this does, and pads none."""
+        return str(self._tokenizer.to_str(pretty=False))
+
     def __call__(self, texts: Sequence[str]) -> TokenRows:
         """Tokenise texts, with the special tokens and truncation."""
         parts: list[NDArray[np.int32]] = []

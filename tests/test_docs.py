@@ -1,0 +1,57 @@
+"""The docs hold what they say."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from models import MODELS, model_class
+from tests.helpers_torch import tiny_encoder
+from tests.tiny import write_tiny_dataset
+from utils.classifier import Classifier
+from utils.config import build_config
+from utils.paths import PROJECT_ROOT, Layout
+
+PAGES = [PROJECT_ROOT / "README.md", *sorted((PROJECT_ROOT / "docs").glob("*.md"))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
+        assert target.startswith("http") or (page.parent / target).exists(), target
+
+
+def test_every_page_is_reached_from_the_readme() -> None:
+    text = PAGES[0].read_text(encoding="utf-8")
+    for page in PAGES[1:]:
+        assert f"docs/{page.name}" in text, page.name
+
+
+def test_the_readme_names_every_model() -> None:
+    assert all(f"`{name}`" in PAGES[0].read_text(encoding="utf-8") for name in MODELS)
+
+
+def test_the_onnx_example_answers_as_the_service_does(
+    layout: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = write_tiny_dataset(layout, "shop")
+    cls = model_class("db_bhcn")
+    values = {"encoder": str(tiny_encoder(tmp_path)), "max_len": 8, "epochs": 1}
+    model = cls(dataset.hierarchy, build_config(cls.Config, values, "x"))
+    list(model.fit(dataset.train, dataset.val, epochs=None, seed=0))
+    folder = layout.output("db_bhcn", "shop")
+    model.export_onnx(folder, 17)
+    page = (PROJECT_ROOT / "docs" / "onnx.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    monkeypatch.chdir(layout.root)
+    names: dict[str, object] = {}
+    exec(example, names)
+    classify = names["classify"]
+    assert callable(classify)
+    texts = [*dataset.test.texts[:20], "wash " * 50, "zzz"]
+    for text, answer in zip(texts, Classifier.load(folder).answer(texts), strict=True):
+        label, probability = classify(text)
+        assert label == " > ".join(answer.path)
+        assert probability == pytest.approx(answer.confidence, abs=1e-4)
