@@ -53,7 +53,10 @@ def _stacked(*decorators: Any) -> Any:
 
 split_options = _stacked(
     click.option(
-        "--train-ratio", type=float, metavar="SHARE", help="Share of train.  [default: 0.8]"
+        "--train-ratio",
+        type=float,
+        metavar="SHARE",
+        help="Share of train.  [default: 0.8, or what twice --val-ratio leaves]",
     ),
     click.option(
         "--val-ratio",

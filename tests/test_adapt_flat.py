@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
+import threading
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import openpyxl
+import openpyxl.chart
 import pandas as pd
 import pyarrow as pa
 import pyarrow.feather
@@ -447,6 +451,40 @@ def test_the_same_command_replaces_and_another_refuses(layout: Layout, tmp_path:
     assert (layout.dataset("d") / "train.parquet").read_bytes() != first["train.parquet"]
 
 
+@pytest.mark.parametrize("contents", ['{"rows": []}', "{", "[]", "5", "[" * 100_000])
+def test_force_gets_past_a_damaged_report(contents: str, layout: Layout, tmp_path: Path) -> None:
+    command = [good_csv(tmp_path), "d", *GOOD]
+    assert flat(*command).exit_code == 0
+    (layout.dataset("d") / "report.json").write_text(contents)
+    assert "--force" in flat(*command).output
+    assert flat(*command, "--force").exit_code == 0
+    assert report_of(layout)["rows"]["kept"] == 20
+
+
+def test_a_sheet_of_charts_is_no_table(layout: Layout, tmp_path: Path) -> None:
+    result = flat(charts(tmp_path, True), "d", "-t", "text", "-c", "label")
+    assert result.exit_code == 0, result.output
+    assert report_of(layout)["rows"]["kept"] == 20
+
+
+def test_cells_nested_in_lists_are_broken_paths(layout: Layout, tmp_path: Path) -> None:
+    cells = ["a", "b"] * 9 + ["[" * 50_000 + "]" * 50_000, '[["a"]]', '[{"a": 1}]']
+    pd.DataFrame({"t": [f"t{i}" for i in range(21)], "c": cells}).to_csv(tmp_path / "d.csv")
+    result = flat(tmp_path / "d.csv", "d", "-t", "t", "-c", "c")
+    assert result.exit_code == 0, result.output
+    assert report_of(layout)["rows"]["dropped"] == {"broken_path": 3}
+
+
+def test_a_pipe_is_read(layout: Layout, tmp_path: Path) -> None:
+    contents = good_csv(tmp_path).read_bytes()
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=pipe.write_bytes, args=(contents,), daemon=True)
+    writer.start()
+    assert flat(pipe, "d", *GOOD).exit_code == 0
+    assert report_of(layout)["rows"]["kept"] == 20
+
+
 def test_pointers_of_dvc_survive_a_replacement(layout: Layout, tmp_path: Path) -> None:
     frame(20).assign(path=["A", "B"] * 10).to_csv(tmp_path / "d.csv", index=False)
     command = [tmp_path / "d.csv", "d", "-t", "text", "-c", "path", "--no-dvc"]
@@ -471,6 +509,34 @@ def _file(name: str, contents: bytes) -> Callable[[Path], Path]:
         return folder / name
 
     return make
+
+
+def nested(folder: Path, value: object) -> Path:
+    pq.write_table(pa.table({"text": ["a", "b"], "label": [value] * 2}), folder / "n.parquet")
+    return folder / "n.parquet"
+
+
+def workbook_of(folder: Path, xml: str) -> Path:
+    with zipfile.ZipFile(folder / "b.xlsx", "w") as archive:
+        for name in ("[Content_Types].xml", "xl/workbook.xml"):
+            archive.writestr(name, xml)
+    return folder / "b.xlsx"
+
+
+def charts(folder: Path, drawn: bool) -> Path:
+    """A workbook whose first sheet is a chart."""
+    book = openpyxl.Workbook()
+    sheet = book.active
+    sheet.append(["text", "label"])
+    for i in range(20):
+        sheet.append([f"text {i}", "ab"[i % 2]])
+    page = book.create_chartsheet("Chart", 0)
+    if drawn:
+        chart = openpyxl.chart.BarChart()
+        chart.add_data(openpyxl.chart.Reference(sheet, min_col=2, min_row=1, max_row=9))
+        page.add_chart(chart)
+    book.save(folder / "c.xlsx")
+    return folder / "c.xlsx"
 
 
 GOOD = ("-t", "text", "-c", "label", "--delimiter", " > ")
@@ -528,15 +594,34 @@ MISTAKES: dict[str, tuple[Callable[[Path], Path], tuple[str, ...], str]] = {
     "drops all": (good_csv, (*GOOD, "--drop-names", "."), "None of the 20 rows"),
     "all too small": (good_csv, (*GOOD, "--min-class-size", "99"), "20 of too small a class"),
     "gaps only": (good_csv, (*GOOD[:4], "--delimiter", "A"), "20 with a gap"),
+    "struct": (lambda f: nested(f, {"n": "a"}), GOOD[:4], "of the type struct<n: string>"),
+    "list of structs": (lambda f: nested(f, [{"n": "a"}]), GOOD[:4], "type list<"),
+    "list of lists": (lambda f: nested(f, [["a", "b"]]), GOOD[:4], "type list<"),
+    "JSON objects": (_file("o.json", b'[{"text": "a", "label": {"n": "x"}}]'), GOOD[:4],
+                     "Column 'label' holds objects"),
+    "JSON lists of lists": (_file("o.jsonl", b'{"text": "a", "label": [["x", "y"]]}'), GOOD[:4],
+                            "Column 'label' holds lists of lists"),
+    "broken XML": (lambda f: workbook_of(f, "<a"), GOOD, "cannot be read as an xlsx"),
+    "chart without drawing": (lambda f: charts(f, False), GOOD, "cannot be read as an xlsx"),
+    "short header": (_file("s.csv", b"text,label\n" + b"x,A > B,\n" * 9), GOOD,
+                     "9 rows have 3 fields, the header has 2"),
+    "one of few rows": (_file("s.csv", b"text,label\nx,A > B,\ny,A > B\n"), GOOD,
+                        "All 1 usable rows (1 broken) have one class"),
+    "a device": (lambda f: Path("/dev/null"), GOOD, "not a regular file"),
+    "deep parents": (lambda f: (_file("p.json", b"[" * 100_000)(f), good_csv(f))[1],
+                     (*GOOD, "--parents", "in/p.json"), "nested too deeply"),
+    "half for val": (good_csv, (*GOOD, "--val-ratio", ".5"), "--val-ratio 0.5 leaves nothing"),
+    "val above 1": (good_csv, (*GOOD, "--val-ratio", "1.5"), "--val-ratio is 1.5"),
     "no DVC": (good_csv, (*GOOD, "--dvc"), "no DVC repository"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("case", MISTAKES)
 def test_a_mistake_is_one_line_and_nothing_is_written(
-    case: str, layout: Layout, tmp_path: Path
+    case: str, layout: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make, options, message = MISTAKES[case]
+    monkeypatch.chdir(tmp_path)
     folder = tmp_path / "in"
     folder.mkdir()
     result = flat(make(folder), "../up" if case == "bad name" else "d", *options)

@@ -185,7 +185,12 @@ def test_sample_takes_evenly_and_from_every_path() -> None:
 
 @pytest.mark.parametrize(
     ("train", "val", "expected"),
-    [(None, None, (0.8, 0.1)), (0.9, None, (0.9, 0.05)), (0.6, 0.4, (0.6, 0.4))],
+    [
+        (None, None, (0.8, 0.1)),
+        (None, 0.3, (0.4, 0.3)),
+        (0.9, None, (0.9, 0.05)),
+        (0.6, 0.4, (0.6, 0.4)),
+    ],
 )
 def test_ratios(train: float | None, val: float | None, expected: tuple[float, float]) -> None:
     ratios = Ratios.checked(train, val)

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import warnings
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Sequence
 from io import BytesIO
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from utils.adapters.reading import Batch, BrokenRows, ReadOptions, to_array
 from utils.adapters.sources import SourceFile
 from utils.errors import UserError, unknown
 
-if TYPE_CHECKING:
-    pass
+# Whatever openpyxl meets in a damaged file; XML's ParseError is a SyntaxError.
+_XLSX_FAILURES = (
+    zipfile.BadZipFile, zlib.error, SyntaxError, LookupError, ValueError, TypeError,
+    AttributeError, OSError, EOFError, RuntimeError,
+)  # fmt: skip
 
 
 class ParquetReader:
@@ -76,7 +80,7 @@ class WorkbookReader:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # openpyxl warns of styles, which nobody needs here
                 self._notes, rows = _sheet_rows(source, options.sheet)
-        except (zipfile.BadZipFile, KeyError, ValueError, OSError, EOFError) as error:
+        except _XLSX_FAILURES as error:
             raise _damaged(source, "an xlsx workbook", error) from error
         if not rows:
             raise UserError(f"{source.path} is empty.")
@@ -108,7 +112,9 @@ def _sheet_rows(
     import openpyxl
 
     book = openpyxl.load_workbook(BytesIO(source.contents()), read_only=True, data_only=True)
-    names = book.sheetnames
+    names = [one.title for one in book.worksheets]  # charts, too, may stand on sheets
+    if not names:
+        raise UserError(f"{source.path} has no sheet with cells.")
     if sheet is not None and sheet not in names:
         raise unknown("sheet", sheet, names)
     chosen = book[sheet or names[0]]
@@ -128,4 +134,8 @@ def _handle(source: SourceFile) -> Any:
 
 
 def _damaged(source: SourceFile, kind: str, error: Exception) -> UserError:
-    return UserError(f"{source.path} cannot be read as {kind}: {str(error).splitlines()[0]}")
+    return UserError(f"{source.path} cannot be read as {kind}: {_first_line(error)}")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from utils.errors import UserError
+
 if TYPE_CHECKING:
     import pyarrow as pa
 
@@ -25,6 +27,25 @@ def is_list(kind: Any) -> bool:
     import pyarrow.types as types
 
     return bool(types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind))
+
+
+def refuse_nested(table: pa.Table) -> None:
+    """Refuse columns of anything but single values and lists of them.
+
+    Raises
+    ------
+    UserError
+        A column holds structs, maps, or lists of lists.
+    """
+    import pyarrow.types as types
+
+    for field in table.schema:
+        inner = field.type.value_type if is_list(field.type) else field.type
+        if types.is_nested(inner):
+            raise UserError(
+                f"Column {field.name!r} holds values of the type {field.type}: it must hold "
+                "single values, or lists of them."
+            )
 
 
 def strings(column: pa.ChunkedArray) -> pa.ChunkedArray:

@@ -14,6 +14,7 @@ from utils.errors import UserError
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    from pyarrow.csv import InvalidRow
 
 SEPARATORS = (",", "\t", ";", "|", "^", "~", "\x01")
 _STAND_IN = "\x1e"
@@ -43,8 +44,9 @@ class CsvReader:
         sep, data = self._sep, self._text.data
         if len(sep.encode()) > 1:
             data, sep = data.replace(sep.encode(), _STAND_IN.encode()), _STAND_IN
-        broken: list[str] = []
-        table = self._parse(data, sep, wanted, broken)
+        rows: list[InvalidRow] = []
+        table = self._parse(data, sep, wanted, rows)
+        broken = [row.text for row in rows]
         places = tuple(_line_numbers(data, broken))
         if sep == _STAND_IN:
             table = _put_back(table, self._sep)
@@ -55,12 +57,15 @@ class CsvReader:
             encodings=(self._text.encoding,),
             notes=(
                 *_noted(self._text),
+                *_uneven(rows, table.num_rows),
                 *_swallowed(broken, self._options.quote),
                 *_long_cells(table, data),
             ),
         )
 
-    def _parse(self, data: bytes, sep: str, wanted: Sequence[str], broken: list[str]) -> pa.Table:
+    def _parse(
+        self, data: bytes, sep: str, wanted: Sequence[str], broken: list[InvalidRow]
+    ) -> pa.Table:
         import pyarrow as pa
 
         for block in (_BLOCK, min(len(data) + 1, 1 << 30)):
@@ -75,13 +80,13 @@ class CsvReader:
         )
 
     def _parse_blocks(
-        self, data: bytes, sep: str, wanted: Sequence[str], broken: list[str], block: int
+        self, data: bytes, sep: str, wanted: Sequence[str], broken: list[InvalidRow], block: int
     ) -> pa.Table:
         import pyarrow as pa
         from pyarrow import csv as arrow_csv
 
-        def skip(row: arrow_csv.InvalidRow) -> str:
-            broken.append(row.text)
+        def skip(row: InvalidRow) -> str:
+            broken.append(row)
             return "skip"
 
         names = None if self._options.header else list(self.columns)
@@ -215,6 +220,17 @@ def _lines_lost(row: str, quote: str) -> int:
     lines = row.count("\n") + 1
     never_closed = bool(quote) and row.count(quote) % 2 == 1
     return lines if never_closed or lines > _MANY_BROKEN else 1
+
+
+def _uneven(broken: Sequence[InvalidRow], good: int) -> tuple[str, ...]:
+    """Say when most rows are of another width than the header: it is the header that is wrong."""
+    if len(broken) <= good:
+        return ()
+    width, count = Counter(row.actual_columns for row in broken).most_common(1)[0]
+    return (
+        f"{count:,} rows have {width} fields, the header has {broken[0].expected_columns}: mend "
+        "the header, or check --sep and --quote",
+    )
 
 
 def _swallowed(rows: Sequence[str], quote: str) -> tuple[str, ...]:

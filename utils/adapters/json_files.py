@@ -33,8 +33,11 @@ class JsonReader:
         broken = BrokenRows()
         good = list(self._checked(broken))
         places = {name: place for place, name in enumerate(self.columns)}
+        cells = {n: [_field(row, n, places[n]) for row in good] for n in wanted}
+        for name, values in cells.items():
+            _refuse_nested(name, values)
         return Batch(
-            table=_table({n: [_field(row, n, places[n]) for row in good] for n in wanted}),
+            table=_table(cells),
             broken=broken.count,
             broken_at=tuple(broken.places),
             encodings=(self._text.encoding,),
@@ -259,6 +262,18 @@ def _columns_of(rows: Iterable[Any]) -> tuple[str, ...]:
 
 def _field(row: Any, name: str, place: int) -> Any:
     return row.get(name) if isinstance(row, dict) else row[place]
+
+
+def _refuse_nested(name: str, values: Sequence[Any]) -> None:
+    """Refuse a column of nothing but objects, or lists of objects or lists."""
+    there = [value for value in values if value is not None]
+    items = [item for value in there for item in (value if isinstance(value, list) else [value])]
+    if items and all(isinstance(item, dict | list) for item in items):
+        kind = "objects" if isinstance(items[0], dict) else "lists of lists"
+        raise UserError(
+            f"Column {name!r} holds {kind}, such as {json.dumps(there[0])[:60]}: it must hold "
+            "single values, or lists of them."
+        )
 
 
 def _peek(row: Any, name: str) -> Any:

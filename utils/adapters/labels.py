@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 MAX_DEPTH = 32
+_GAP = UNIT + "nested"  # no path: its first name is missing
 EMPTY, BROKEN, ORPHAN = -1, -2, -3
 _COMMON = (" > ", " >> ", ">>", ">", " / ", "/", "|", " - ", "::", ":", ";", ",", "\\", ".")
 
@@ -115,10 +116,14 @@ def _unpacked_cells(distinct: pa.Array) -> pa.Array:
 def _unpacked(cell: str) -> str:
     try:
         items = json.loads(cell)
+    except RecursionError:
+        return _GAP
     except ValueError:
         items = _python_list(cell)
     if not isinstance(items, list):
         return cell
+    if any(isinstance(item, list | dict) for item in items):
+        return _GAP
     return UNIT.join("" if item is None else str(item).replace(UNIT, " ") for item in items)
 
 

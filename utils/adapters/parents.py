@@ -31,7 +31,7 @@ def load_parents(path: Path, encoding: str | None = None) -> dict[str, tuple[str
     UserError
         The file cannot be read, or puts a class under two parents.
     """
-    if not path.is_file():
+    if not path.exists():
         raise UserError(f"No such file: {path} (--parents).")
     source = open_source(path)
     if source.kind == "json":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -122,15 +122,23 @@ def check_target(
         raise UserError(f"{layout.root} is no DVC repository: run 'dvc init' or use --no-dvc.")
     if not folder.exists():
         return None
-    report = folder / "report.json"
-    old = read_json(report) if report.exists() else {}
-    rows = old.get("rows", {}).get("kept", "unknown") if isinstance(old, dict) else "unknown"
-    if not options.force and (not isinstance(old, dict) or old.get("recipe") != recipe):
+    old = _old_report(folder / "report.json")
+    if not options.force and old.get("recipe") != recipe:
         raise UserError(
             f"Dataset {name!r} exists already, made by another command ({folder}). "
             "Choose another name, or replace it with --force."
         )
+    rows = old["rows"].get("kept", "unknown") if isinstance(old.get("rows"), dict) else "unknown"
     return f"replaced the earlier dataset {name!r} ({rows} rows)"
+
+
+def _old_report(path: Path) -> dict[str, Any]:
+    """Read a report that may be damaged: such a dataset is one that another command made."""
+    try:
+        value = read_json(path)
+    except (UserError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
 
 
 def adapt_table(
@@ -154,10 +162,11 @@ def adapt_table(
     UserError
         No row or only one class is left, the delimiter is wrong, …
     """
-    from utils.adapters.columns import encoded, texts_of
+    from utils.adapters.columns import encoded, refuse_nested, texts_of
     from utils.adapters.labels import labels_of
 
     replaced = check_target(layout, name, source.recipe, options)
+    refuse_nested(table)
     texts, control = texts_of(table, columns.text)
     labels = labels_of(table, columns.classes, options.labels)
     given, notes = _given_split(table, columns.split)
@@ -166,7 +175,7 @@ def adapt_table(
     text_codes, _ = encoded(texts)
     _drop_unusable(drops, texts, labels, given)
     _drop_rest(drops, text_codes, labels, given, options)
-    _check_left(drops, labels, options)
+    _check_left(drops, labels, options, source.notes)
     rows = np.flatnonzero(drops.keep)
     paths, numbers = labels.path_of_row[rows], text_codes[rows]
     chosen = _sides(None if given is None else given[rows], paths, numbers, options)
@@ -292,12 +301,13 @@ def _repeated(texts: NDArray[np.int64], paths: NDArray[np.int64]) -> NDArray[np.
     return repeated
 
 
-def _check_left(drops: Drops, labels: Labels, options: AdaptOptions) -> None:
+def _check_left(drops: Drops, labels: Labels, options: AdaptOptions, notes: Sequence[str]) -> None:
     if not drops.read:
         raise UserError("The input has a header but no rows.")
     rows = np.flatnonzero(drops.keep)
     if not len(rows):
-        raise UserError(f"None of the {drops.read:,} rows can be used: {drops.explained()}.")
+        reasons = "; ".join([drops.explained(), *notes])
+        raise UserError(f"None of the {drops.read:,} rows can be used: {reasons}.")
     in_use = np.bincount(labels.path_of_row[rows], minlength=len(labels.paths)) > 0
     paths = labels.paths[in_use]
     label = options.labels
@@ -309,8 +319,10 @@ def _check_left(drops: Drops, labels: Labels, options: AdaptOptions) -> None:
         )
     if len(paths) == 1:
         only = " > ".join(labels.names[code] for code in paths[0] if code >= 0)
+        others = f" ({drops.explained()})" if len(rows) < drops.read else ""
         raise UserError(
-            f"All {len(rows):,} usable rows have one class, {only!r}: there is nothing to learn. "
+            f"All {len(rows):,} usable rows{others} have one class, {only!r}: there is nothing to "
+            "learn. "
             "Check the class columns, --depth and --min-class-size."
         )
 

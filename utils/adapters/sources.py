@@ -133,9 +133,10 @@ def open_source(path: Path, kind: str | None = None) -> SourceFile:
         The file is empty, unreadable, or not what its name says.
     """
     try:
-        if not path.stat().st_size:
-            raise UserError(f"{path} is empty.")
-        name, packed = _unpack(path)
+        if not (path.is_file() or path.is_fifo()):
+            raise UserError(f"{path} is not a regular file.")
+        # A pipe can be read once only.
+        name, packed = (path.name, path.read_bytes()) if path.is_fifo() else _unpack(path)
     except OSError as error:
         raise UserError(f"Cannot read {path}: {error.strerror or error}.") from error
     source = SourceFile(path=path, kind="csv", packed=packed)

@@ -27,18 +27,24 @@ class Ratios:
 
     @classmethod
     def checked(cls, train: float | None, val: float | None) -> Ratios:
-        """Fill in what was not given: 8:1:1; with `train` alone, val and test share the rest.
+        """Fill in what was not given: 8:1:1; val and test are equal if just one ratio is given.
 
         Raises
         ------
         UserError
             A ratio is out of range, or both together exceed 1.
         """
-        first = 0.8 if train is None else train
-        second = (1 - first) / 2 if val is None else val
-        for name, value in (("--train-ratio", first), ("--val-ratio", second)):
-            if not 0 < value < 1:
+        for name, value in (("--train-ratio", train), ("--val-ratio", val)):
+            if value is not None and not 0 < value < 1:
                 raise UserError(f"{name} is {value:g}: it must lie between 0 and 1.")
+        if train is None and val is not None and val >= 0.5:
+            raise UserError(
+                f"--val-ratio {val:g} leaves nothing to train, as test gets as much: add "
+                "--train-ratio."
+            )
+        alone = 0.8 if val is None else round(1 - 2 * val, 12)
+        first = alone if train is None else train
+        second = (1 - first) / 2 if val is None else val
         if first + second > 1 + 1e-9:
             raise UserError(
                 f"--train-ratio {first:g} and --val-ratio {second:g} sum to {first + second:g}: "
