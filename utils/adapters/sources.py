@@ -304,8 +304,9 @@ def _rescued(data: bytes) -> Decoded | None:
 
 def _guessed(data: bytes) -> Decoded:
     lines = data.split(b"\n")
-    foreign = [number for number, line in enumerate(lines) if not _is_utf8(line)]
-    others = sum(not line.isascii() for line in lines) - len(foreign)
+    wide = [number for number, line in enumerate(lines) if not line.isascii()]
+    foreign = [number for number in wide if not _is_utf8(lines[number])]
+    others = len(wide) - len(foreign)
     if others < len(foreign) / 3:  # by chance, unless many
         encoding, text = _best_guess(data)
         note = f"the encoding was guessed: {encoding}; give --encoding if names look wrong"
