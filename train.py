@@ -32,7 +32,7 @@ SHOWN = ("loss", "nll", "leaf_accuracy", "leaf_macro_f1", "level_1_accuracy", "h
 SUMMARY = (
     "leaf_accuracy", "leaf_macro_f1", "level_1_accuracy", "hierarchical_f1", "calibration_error",
 )  # fmt: skip
-LIBRARIES = ("numpy", "scikit-learn", "torch", "transformers")
+LIBRARIES = ("numpy", "numba", "torch", "transformers")
 
 
 @dataclass(frozen=True, kw_only=True)
