@@ -48,11 +48,6 @@ def say(message: str) -> None:
     click.echo(message)
 
 
-def warn(message: str) -> None:
-    """Print one line to standard error."""
-    click.echo(f"Warning: {message}", err=True)
-
-
 def show_error(error: Exception) -> None:
     """Print a user's mistake as a line, and a bug as a traceback, without ending the command."""
     if isinstance(error, click.ClickException):

@@ -8,7 +8,6 @@ whole tree, level after level. Nothing here is quadratic in classes.
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -419,8 +418,3 @@ def _ranked(column: Any) -> tuple[list[str], NDArray[np.int64]]:
     rank[order] = np.arange(len(words))
     places = pc.fill_null(encoded.indices, len(words)).to_numpy(zero_copy_only=False)
     return [words[place] for place in order], rank[places]
-
-
-def imbalance(counts: NDArray[Any]) -> float:
-    """How uneven class counts are: the largest over the smallest, nan without counts."""
-    return float(counts.max() / max(counts.min(), 1)) if len(counts) else math.nan
