@@ -110,7 +110,7 @@ class Head(nn.Module, ABC):
 
     @abstractmethod
     def loss(self, outputs: Any, codes: Tensor) -> Tensor:
-        """Mean loss over a batch; `codes` (batch, depth) are those of the full-depth tree."""
+        """Loss of each row, (batch,); `codes` (batch, depth) are those of the full-depth tree."""
 
     @abstractmethod
     def scores(self, outputs: Any) -> Tensor:
@@ -298,7 +298,7 @@ class PyTorchModel(Model):
                 if features is None
                 else features[batch].to(device)
             )
-            loss = network.head.loss(network.head(encoded), codes[batch].to(device))
+            loss = network.head.loss(network.head(encoded), codes[batch].to(device)).mean()
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(network.parameters(), CLIP)

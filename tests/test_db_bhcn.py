@@ -71,7 +71,7 @@ def test_loss_is_the_published_one(seed: int) -> None:
     features, codes = rows_of(tree, 20, seed)
     outputs = head(features)
     want = expected_loss(outputs, codes, tree, head.config)
-    assert head.loss(outputs, codes).item() == pytest.approx(want, rel=1e-5)
+    assert head.loss(outputs, codes).mean().item() == pytest.approx(want, rel=1e-5)
 
 
 def test_layers_are_those_of_the_equations() -> None:
@@ -119,7 +119,7 @@ def test_gradients_are_finite_on_odd_trees(names: list[list[str]]) -> None:
     for layer in head.levels:
         torch.nn.init.zeros_(layer.weight)  # all scores tie
     features, codes = rows_of(tree, 5)
-    loss = head.loss(head(features), codes)
+    loss = head.loss(head(features), codes).mean()
     loss.backward()
     assert torch.isfinite(loss)
     assert all(torch.isfinite(p.grad).all() for p in head.parameters() if p.grad is not None)
@@ -129,7 +129,7 @@ def test_the_factor_carries_no_gradient() -> None:
     tree = random_tree(np.random.default_rng(0), depth=2)[0].full_depth()
     head = make_head(tree, lambda_l=0.0, dropout=0.0)
     features, codes = rows_of(tree, 6)
-    head.loss(head(features), codes).backward()
+    head.loss(head(features), codes).mean().backward()
     assert head.levels[0].weight.grad.abs().sum() > 0
     assert not head.levels[1].weight.grad.any()  # only the factor depends on it
 
@@ -148,7 +148,7 @@ def test_a_few_steps_lower_the_loss() -> None:
     optimizer = torch.optim.Adam(head.parameters(), lr=0.02)
     losses = []
     for _ in range(30):
-        loss = head.loss(head(features), codes)
+        loss = head.loss(head(features), codes).mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -75,17 +75,20 @@ class BHCN(Head):
         return found
 
     def loss(self, outputs: list[Tensor], codes: Tensor) -> Tensor:
-        """λ_l Σ w_h NLL(P_h, y_h) + λ_h Σ mean(NLL(P_h, parent(argmax P_{h+1})) f)."""
+        """λ_l Σ w_h NLL(P_h, y_h) + λ_h Σ NLL(P_h, parent(argmax P_{h+1})) f, per row."""
         own = torch.stack(
-            [functional.nll_loss(level, codes[:, h]) for h, level in enumerate(outputs)]
+            [
+                functional.nll_loss(level, codes[:, h], reduction="none")
+                for h, level in enumerate(outputs)
+            ]
         )
-        loss = self.config.lambda_l * (self.weights * own).sum()
+        loss = self.config.lambda_l * (self.weights @ own)
         for h in range(len(outputs) - 1):
             below = outputs[h + 1].detach()
             parents: Tensor = getattr(self, f"parents_{h + 1}")
             implied = parents[below.argmax(dim=1)]
             gap = functional.nll_loss(outputs[h], implied, reduction="none")
-            loss = loss + self.config.lambda_h * (gap * nearness(below, codes[:, h + 1])).mean()
+            loss = loss + self.config.lambda_h * gap * nearness(below, codes[:, h + 1])
         return loss
 
     def scores(self, outputs: list[Tensor]) -> Tensor:
