@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from utils.checkpoints import TRAINING, Arrays
 from utils.config import ModelConfig, key
 from utils.data import Split
 from utils.decode import Floats
+from utils.distributed import team
 from utils.encoders import POOLINGS, Encoder, EncoderSpec, build_encoder, load_encoder
 from utils.errors import UserError
 from utils.files import atomic_dir
@@ -32,11 +33,13 @@ from utils.training import (
     Run,
     best_device,
     bf16_is_fast,
+    class_weights,
     fill_optimizer,
     learning_rate_factor,
     make_optimizer,
     optimizer_arrays,
     seeded,
+    share_of,
     training_batches,
 )
 
@@ -48,6 +51,7 @@ GROUP = 32  # neighbouring features averaged into one column of the reference se
 CLIP = 1.0
 TOKENIZER = "tokenizer"
 
+PRECISIONS = ("auto", "fp32", "bf16")
 BEST_METRICS = (
     "leaf_accuracy", "leaf_macro_f1", "path_accuracy", "hierarchical_f1", "level_1_accuracy",
     "nll",
@@ -65,6 +69,9 @@ class EncoderConfig(ModelConfig):
     )
     pooling: str = key("auto", choices=POOLINGS, note="how token vectors become one feature vector")
     frozen: bool = key(False, note="keep the encoder as it is and train the head alone")
+    frozen_layers: int = key(
+        0, low=0, note="keep word embeddings and so many of its lowest layers as they are"
+    )
     max_len: int = key(64, low=4, note="tokens per text")
     encoder_lr: float = key(1e-4, low=0.0, note="peak learning rate of the encoder")
     classifier_lr: float = key(2e-3, above=0.0, note="peak learning rate of the head")
@@ -74,9 +81,14 @@ class EncoderConfig(ModelConfig):
     epochs: int = key(3, low=1)
     patience: int = key(0, low=0, note="epochs without a better one until training stops; 0: never")
     best_metric: str = key("leaf_accuracy", choices=BEST_METRICS, note="of the validation split")
-    train_minibatch_size: int = key(32, low=1)
+    train_minibatch_size: int = key(32, low=1, note="per process")
+    accumulate: int = key(1, low=1, note="batches whose gradients make one step")
+    class_weight_power: float = key(
+        0.0, low=0, high=2, note="rows weigh (N / (C * N_c)) ** power: 0 all alike, 1 balanced"
+    )
     val_test_minibatch_size: int = key(64, low=1)
-    precision: str = key("auto", choices=("auto", "fp32", "bf16"), note="of training")
+    precision: str = key("auto", choices=PRECISIONS, note="of training")
+    compile: bool = key(False, note="let torch.compile speed training up; needs a C++ compiler")
 
 
 class Head(nn.Module, ABC):
@@ -151,6 +163,84 @@ class Network(nn.Module):
         return found
 
 
+class TrainingStep(nn.Module):
+    """The weighted loss of a batch: what is compiled, and shared among processes."""
+
+    def __init__(self, network: Network, *, bf16: bool) -> None:
+        super().__init__()
+        self.network = network
+        self.bf16 = bf16
+
+    def forward(self, inputs: Sequence[Tensor], codes: Tensor, weights: Tensor) -> Tensor:
+        """Sum of the rows' losses times their weights.
+
+        Parameters
+        ----------
+        inputs
+            Padded ids and mask (batch, tokens), or features alone (batch, width).
+        codes
+            Codes in the full-depth tree; shape (batch, depth).
+        weights
+            Shape (batch,).
+        """
+        features = inputs[0] if len(inputs) == 1 else self._encode(*inputs)
+        losses: Tensor = self.network.head.loss(self.network.head(features), codes)
+        return weights @ losses
+
+    def _encode(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Features with their graph; the head then works in float32 in any case."""
+        with torch.autocast(ids.device.type, torch.bfloat16, enabled=self.bf16):
+            found: Tensor = self.network.encoder(ids, mask)
+        return found
+
+    def train(self, mode: bool = True) -> Self:
+        """Switch dropout on, but not in what is kept as it is."""
+        super().train(mode)
+        for part in self.network.encoder.modules():
+            learns = [parameter.requires_grad for parameter in part.parameters()]
+            if learns and not any(learns):
+                part.eval()
+        return self
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TrainingRows:
+    """Rows to learn from.
+
+    Parameters
+    ----------
+    tokens
+        Their token ids.
+    features
+        Their features (rows, width) where the encoder is frozen, which would only repeat them.
+    codes
+        Shape (rows, depth).
+    weights
+        With a mean of 1; shape (rows,).
+    """
+
+    tokens: TokenRows
+    features: Tensor | None
+    codes: Tensor
+    weights: Tensor
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """What to sort by so that little is padded; shape (rows,)."""
+        return np.zeros(len(self), np.int64) if self.features is not None else self.tokens.lengths
+
+    def inputs(self, rows: NDArray[np.int64]) -> tuple[Tensor, ...]:
+        """What `TrainingStep` takes of some rows, on the device."""
+        device = best_device()
+        if self.features is not None:
+            return (self.features[rows].to(device),)
+        ids, mask = self.tokens.padded(rows)
+        return torch.from_numpy(ids).to(device), torch.from_numpy(mask).to(device)
+
+
 def pooling_matrix(width: int) -> Tensor:
     """Averages over groups of neighbouring features, as a matrix (width, groups)."""
     group = torch.arange(width) // GROUP
@@ -177,7 +267,7 @@ class PyTorchModel(Model):
         self._run: Run | None = None
         self._memory: Arrays = {}  # of the optimiser, as read from a checkpoint
         self._optimizer: torch.optim.Optimizer | None = None
-        self._encoded: tuple[list[str], Floats] | None = None
+        self._known: tuple[list[str], TokenRows | Floats] | None = None  # validated every epoch
 
     @property
     def network(self) -> Network:
@@ -197,7 +287,7 @@ class PyTorchModel(Model):
         with seeded(seed):
             head = self.head_class(encoder.width, self.tree, self.config)
         self._network = Network(encoder, head).to(best_device())
-        self._network.encoder.requires_grad_(not self.config.frozen)
+        self._network.encoder.keep(None if self.config.frozen else self.config.frozen_layers)
         self._tokenizer = None
 
     # -- training -------------------------------------------------------------------------
@@ -214,22 +304,23 @@ class PyTorchModel(Model):
         """Train, epoch by epoch; on a model resumed from a checkpoint go on where it stopped."""
         if not len(train):
             raise UserError("There is nothing to train on: the train split is empty.")
+        team().join()
         run = self._begin(epochs, seed)
         if run.ended(self.config.patience):
             return
-        rows = self.tokenizer(train.texts)
-        codes = torch.from_numpy(self.tree.extend_codes(train.codes, self.hierarchy)).long()
-        features = self._encode_once(rows, val)
+        rows = self._training_rows(train)
+        self._known = (val.texts, self._prepared(self.tokenizer(val.texts)))
+        step = self._training_step()
         while not run.ended(self.config.patience):
             start = time.perf_counter()
-            with seeded(run.seed, run.epoch):
-                loss = self._train_epoch(run, rows, codes, features, progress)
+            with seeded(run.seed, run.epoch, team().rank):
+                loss = self._train_epoch(run, step, rows, progress)
             if not (math.isfinite(loss) and self._is_finite()):
                 raise UserError(
                     f"Training diverged in epoch {run.epoch + 1}: the loss is {loss:.3g}, weights "
                     "are not finite. Lower encoder_lr and classifier_lr."
                 )
-            metrics = {"loss": loss, **self.validate(val)}
+            metrics = {"loss": loss, **self._validate_once(val)}
             is_best = run.judge(metrics, self.config.best_metric)
             last = run.ended(self.config.patience)
             yield Epoch(
@@ -263,74 +354,83 @@ class PyTorchModel(Model):
     def _is_finite(self) -> bool:
         return all(bool(value.isfinite().all()) for value in self.network.parameters())
 
-    def _encode_once(self, rows: TokenRows, val: Split) -> Tensor | None:
-        """Features of all rows where the encoder is frozen: it would only repeat them."""
-        if not self.config.frozen:
-            return None
-        log.info("Encoding %d texts once", len(rows) + len(val))
-        self._encoded = (val.texts, self._features(self.tokenizer(val.texts)))
-        return torch.from_numpy(self._features(rows))
+    def _training_rows(self, train: Split) -> TrainingRows:
+        tokens = self.tokenizer(train.texts)
+        features = self._prepared(tokens)
+        codes = self.tree.extend_codes(train.codes, self.hierarchy)
+        return TrainingRows(
+            tokens=tokens,
+            features=None if isinstance(features, TokenRows) else torch.from_numpy(features),
+            codes=torch.from_numpy(codes).long(),
+            weights=torch.from_numpy(class_weights(codes[:, -1], self.config.class_weight_power)),
+        )
+
+    def _prepared(self, tokens: TokenRows) -> TokenRows | Floats:
+        """Features where the encoder is frozen: it would only repeat them."""
+        return self._features(tokens) if self.config.frozen else tokens
+
+    def _training_step(self) -> nn.Module:
+        wanted = self.config.precision
+        bf16 = wanted == "bf16" or (wanted == "auto" and bf16_is_fast(best_device()))
+        step = team().together(TrainingStep(self.network, bf16=bf16))
+        if self.config.compile:
+            step.compile(dynamic=True)
+        return step
+
+    def _validate_once(self, val: Split) -> dict[str, float]:
+        """Validate in one process and tell the others what came out."""
+        metrics = self.validate(val) if team().leads else {}
+        metrics, self.temperature = team().told((metrics, self.temperature))
+        return metrics
 
     def _train_epoch(
-        self,
-        run: Run,
-        rows: TokenRows,
-        codes: Tensor,
-        features: Tensor | None,
-        progress: Progress | None,
+        self, run: Run, step: nn.Module, rows: TrainingRows, progress: Progress | None
     ) -> float:
-        network, optimizer = self.network, self._optimizer
+        """Train on every row once; return the mean loss."""
+        optimizer = self._optimizer
         assert optimizer is not None
-        device = best_device()
-        network.train()
-        network.encoder.train(not self.config.frozen)
+        step.train()
         rng = np.random.default_rng([run.seed, run.epoch])
-        lengths = rows.lengths if features is None else np.zeros(len(rows), dtype=np.int64)
-        batches = training_batches(lengths, self.config.train_minibatch_size, rng)
-        done, total = 0, torch.zeros((), device=device)
+        size = self.config.train_minibatch_size
+        batches = training_batches(rows.lengths, size * self.config.accumulate * team().size, rng)
+        done, total = 0, torch.zeros((), device=best_device())
         for number, batch in enumerate(batches):
-            step = run.epoch * len(batches) + number
-            factor = learning_rate_factor(step, run.total * len(batches), self.config.warmup)
+            place = run.epoch * len(batches) + number
+            factor = learning_rate_factor(place, run.total * len(batches), self.config.warmup)
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * factor
-            encoded = (
-                self._encode_for_training(rows, batch)
-                if features is None
-                else features[batch].to(device)
-            )
-            loss = network.head.loss(network.head(encoded), codes[batch].to(device)).mean()
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            nn.utils.clip_grad_norm_(network.parameters(), CLIP)
+            total += self._backward(step, rows, batch) * len(batch)
+            nn.utils.clip_grad_norm_(self.network.parameters(), CLIP)
             optimizer.step()
-            total += loss.detach() * len(batch)
             done += len(batch)
             if progress:
                 progress(done, len(rows))
-        return float(total) / len(rows)
+        return float(team().total(total)) / len(rows)
 
-    def _encode_for_training(self, rows: TokenRows, batch: NDArray[np.int64]) -> Tensor:
-        """Features of a batch with their graph; the head then works in float32 in any case."""
-        device = best_device()
-        wanted = self.config.precision
-        fast = wanted == "bf16" or (wanted == "auto" and bf16_is_fast(device))
-        ids, mask = rows.padded(batch)
-        with torch.autocast(device.type, torch.bfloat16, enabled=fast):
-            found: Tensor = self.network.encoder(
-                torch.from_numpy(ids).to(device), torch.from_numpy(mask).to(device)
-            )
-        return found
+    def _backward(self, step: nn.Module, rows: TrainingRows, batch: NDArray[np.int64]) -> Tensor:
+        """Add up gradients of the mean loss over a batch; return this process's part of it."""
+        parts, weights = share_of(batch, self.config.train_minibatch_size, team())
+        total = torch.zeros((), device=best_device())
+        for place, part in enumerate(parts):
+            with team().apart(step, when=place + 1 < len(parts)):
+                weight = (rows.weights[part] * (weights / len(batch))).to(best_device())
+                loss = step(rows.inputs(part), rows.codes[part].to(best_device()), weight)
+                # Gradients are averaged over the processes, where their sum is meant.
+                (loss * team().size).backward()
+            total += loss.detach()
+        return total
 
     # -- scoring --------------------------------------------------------------------------
 
     def score_batches(self, texts: Sequence[str]) -> Iterator[tuple[Floats, Floats]]:
         """Score texts in order, in batches of bounded memory; always in float32."""
-        known = self._encoded[1] if self._encoded and self._encoded[0] is texts else None
+        known = self._known[1] if self._known and self._known[0] is texts else None
         size = min(WINDOW_ROWS, max(64, WINDOW_CELLS // self.tree.class_count))
         for start in range(0, len(texts), size):
             rows = slice(start, min(start + size, len(texts)))
-            features = self._features(self.tokenizer(texts[rows])) if known is None else known[rows]
-            yield self._score(features)
+            found = self.tokenizer(texts[rows]) if known is None else known[rows]
+            yield self._score(self._features(found) if isinstance(found, TokenRows) else found)
 
     def _features(self, rows: TokenRows) -> Floats:
         """Encode texts in batches of similar length; features (rows, width) in the rows' order."""
@@ -381,7 +481,7 @@ class PyTorchModel(Model):
         self.network.load_state_dict(weights)
         self._memory = {name: a for name, a in arrays.items() if name.startswith(TRAINING)}
         self._run = Run.from_dict(values["run"]) if self._memory else None
-        self._optimizer = self._encoded = None
+        self._optimizer = self._known = None
 
     # -- export ---------------------------------------------------------------------------
 

@@ -91,6 +91,35 @@ class Encoder(nn.Module):
         """Number of features."""
         return int(self.transformer.config.hidden_size)
 
+    def keep(self, layers: int | None) -> None:
+        """Say what training leaves as it is.
+
+        Parameters
+        ----------
+        layers
+            This many of the lowest layers and the embeddings below them, 0 for nothing; None for
+            all of it.
+
+        Raises
+        ------
+        UserError
+            It has not so many layers, or they cannot be told.
+        """
+        self.requires_grad_(layers == 0)
+        if not layers:
+            return
+        stacks = [part for part in self.modules() if isinstance(part, nn.ModuleList)]
+        count = int(self.transformer.config.num_hidden_layers)
+        stack = next((stack for stack in stacks if len(stack) == count), None)
+        if stack is None or layers > count:
+            raise UserError(
+                f"frozen_layers = {layers}: this encoder has {count} layers"
+                + (" that cannot be told apart." if stack is None else ".")
+                + " Lower it, or train the head alone with 'frozen'."
+            )
+        for layer in stack[layers:]:
+            layer.requires_grad_(True)
+
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
         """Encode padded token ids (batch, tokens) to features (batch, width)."""
         states = self.transformer(input_ids=ids, attention_mask=mask).last_hidden_state

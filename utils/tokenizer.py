@@ -41,6 +41,13 @@ class TokenRows:
     def __len__(self) -> int:
         return len(self.starts) - 1
 
+    def __getitem__(self, rows: slice) -> TokenRows:
+        """Consecutive rows."""
+        first, end, _ = rows.indices(len(self))
+        starts = self.starts[first : end + 1]
+        ids = self.ids[starts[0] : starts[-1]]
+        return TokenRows(ids=ids, starts=starts - starts[0], pad_id=self.pad_id)
+
     @property
     def lengths(self) -> NDArray[np.int64]:
         """Number of tokens per text; shape (rows,)."""

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from utils.checkpoints import TRAINING, Arrays
+from utils.distributed import Team
 
 log = logging.getLogger(__name__)
 
@@ -83,6 +84,37 @@ def training_batches(
         window = window[np.argsort(lengths[window], kind="stable")]
         batches += [window[i : i + size] for i in range(0, len(window), size)]
     return [batches[i] for i in rng.permutation(len(batches))]
+
+
+def share_of(
+    batch: NDArray[np.int64], size: int, team: Team
+) -> tuple[list[NDArray[np.int64]], float]:
+    """This process's rows of a batch, in parts of at most `size`.
+
+    Returns
+    -------
+    parts
+        At least one, never empty: all processes must take part in every step.
+    weight
+        0 where the rows are only there for that, else 1.
+    """
+    own = batch[team.rank :: team.size]
+    if not len(own):
+        return [batch[:1]], 0.0
+    return [own[start : start + size] for start in range(0, len(own), size)], 1.0
+
+
+def class_weights(codes: NDArray[np.integer[Any]], power: float) -> NDArray[np.float32]:
+    """Weight of each row, (N / (C · N_c)) ** `power` for its class c; their mean is 1.
+
+    Parameters
+    ----------
+    codes
+        Last-level code of each row; shape (rows,).
+    """
+    _, inverse, counts = np.unique(codes, return_inverse=True, return_counts=True)
+    weights = (len(codes) / (len(counts) * counts[inverse])) ** power
+    return (weights / weights.mean()).astype(np.float32)
 
 
 def learning_rate_factor(step: int, total: int, warmup: float) -> float:
