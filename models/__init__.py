@@ -19,7 +19,11 @@ if TYPE_CHECKING:
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 MODELS: dict[str, str] = {
+    "db_achmcnn": "models.db_achmcnn.db_achmcnn:DB_AC_HMCNN",
+    "db_ahmcnf": "models.db_ahmcnf.db_ahmcnf:DB_AHMCN_F",
     "db_bhcn": "models.db_bhcn.db_bhcn:DB_BHCN",
+    "db_bhcn_awx": "models.db_bhcn_awx.db_bhcn_awx:DB_BHCN_AWX",
+    "db_linear": "models.db_linear.db_linear:DB_Linear",
     "tfidf_hsgd": "models.tfidf_hsgd.tfidf_hsgd:Tfidf_HSGD",
     "tfidf_lsgd": "models.tfidf_lsgd.tfidf_lsgd:Tfidf_LSGD",
 }

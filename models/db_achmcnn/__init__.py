@@ -1,0 +1,1 @@
+"""DB_AC_HMCNN: a sigmoid per class, coherent by construction."""

@@ -1,0 +1,1 @@
+"""What the service of DB_AC_HMCNN is made from; written by utils.scaffold."""

@@ -1,0 +1,1 @@
+"""DB_AHMCN_F: a global and a local flow over a frozen encoder."""

@@ -1,0 +1,1 @@
+"""What the service of DB_AHMCN_F is made from; written by utils.scaffold."""

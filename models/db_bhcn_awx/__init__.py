@@ -1,0 +1,1 @@
+"""DB_BHCN_AWX: a branched hierarchical classifier under an AWX layer."""

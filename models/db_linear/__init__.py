@@ -1,0 +1,1 @@
+"""DB_Linear: an encoder with one softmax over the terminal classes."""
