@@ -25,7 +25,8 @@ from utils.paths import Layout
 if TYPE_CHECKING:
     from models.model import Model
     from utils.checkpoints import Run
-    from utils.data import Dataset
+    from utils.data import Dataset, Split
+    from utils.decode import Predictions
 
 DRY_ROWS = 256
 SHOWN = ("loss", "nll", "leaf_accuracy", "leaf_macro_f1", "level_1_accuracy", "hierarchical_f1")
@@ -119,8 +120,8 @@ def train(layout: Layout, model_name: str, dataset_name: str, options: Options) 
         return _rehearse(cls(dataset.hierarchy, config), dataset, options)
     try:
         with _begin(layout, cls, config, dataset, options) as (run, model):
-            _fit(model, dataset, run, options)
-            return _finish(layout, cls, dataset, run, options)
+            _fit(layout, model, dataset, run, options)
+            return _finish(layout, model, dataset, run, options)
     except click.ClickException:
         _leave_no_empty_folder(layout.weight_dir(model_name, dataset_name))
         raise
@@ -246,25 +247,36 @@ def _provenance(dataset: Dataset, options: Options) -> dict[str, Any]:
         "started": datetime.datetime.now().isoformat(timespec="seconds"),
         "versions": versions,
         "epoch": 0,
+        "history": [],
     }
 
 
-def _fit(model: Model, dataset: Dataset, run: Run, options: Options) -> None:
+def _fit(layout: Layout, model: Model, dataset: Dataset, run: Run, options: Options) -> None:
     from utils.files import link
+    from utils.tracking import tracker
 
     lines = cli.EpochTable()
+    history = list(model.info.get("history", []))
+    events = layout.tensorboard(model.name, dataset.name, run.time)
     trained = 0
-    with cli.progress("Training") as progress:
+    with cli.progress("Training") as progress, tracker(events, history) as track:
         epochs = model.fit(
             dataset.train, dataset.val, epochs=options.epochs, seed=options.seed, progress=progress
         )
         for epoch in epochs:
-            model.info |= {"epoch": epoch.number, "epochs": epoch.total, "val": epoch.metrics}
+            history.append({"epoch": epoch.number, "seconds": epoch.seconds, **epoch.metrics})
+            model.info |= {
+                "epoch": epoch.number,
+                "epochs": epoch.total,
+                "val": epoch.metrics,
+                "history": list(history),
+            }
             # The best one first: a run killed in between repeats the epoch and finds it again.
             if epoch.is_best or not model.resumable:
                 model.save(run.best)
             if model.resumable:
                 link(run.best, run.last) if epoch.is_best else model.save(run.last)
+            track(history[-1])
             figures = {name: epoch.metrics[name] for name in SHOWN if name in epoch.metrics}
             lines.add(epoch.number, epoch.total, epoch.seconds, figures, epoch.is_best)
             trained += 1
@@ -276,26 +288,30 @@ def _fit(model: Model, dataset: Dataset, run: Run, options: Options) -> None:
 
 
 def _finish(
-    layout: Layout, cls: type[Model], dataset: Dataset, run: Run, options: Options
+    layout: Layout, trained: Model, dataset: Dataset, run: Run, options: Options
 ) -> dict[str, float]:
     """Test the best checkpoint and write metrics and reference set of these very weights."""
     from utils import dvc
+    from utils.config import config_to_dict
     from utils.files import write_json, write_parquet
     from utils.metrics import evaluate
 
-    model = cls.from_checkpoint(run.best)
+    model = type(trained).from_checkpoint(run.best)
     written = [path for path in (run.best, run.last) if path.exists()]
     with cli.progress("Testing") as progress:
-        metrics = evaluate(model.test(dataset.test, progress), dataset.test.codes)
-    report = {
-        "model": cls.name,
+        predictions = model.test(dataset.test, progress)
+    metrics = evaluate(predictions, dataset.test.codes)
+    facts = {
+        "model": model.name,
         "dataset": dataset.name,
         "checkpoint": run.best.name,
         "test": metrics,
         "temperature": model.temperature,
-        "info": model.info,
+        "config": config_to_dict(model.config),
+        # of the whole run, beyond the best epoch
+        "info": model.info | {"history": trained.info.get("history", [])},
     }
-    write_json(run.metrics, report)
+    write_json(run.metrics, facts)
     if options.reference:
         with cli.progress("Reference set") as progress:
             reference = model.gen_reference_set(dataset.test, progress)
@@ -303,7 +319,19 @@ def _finish(
         written.append(run.reference(run.best))
     dvc.add(layout.root, written, options.dvc)
     cli.say(f"Best checkpoint: {run.best}")
+    _report(layout.report(model.name, dataset.name), facts, predictions, dataset.test)
     return metrics
+
+
+def _report(path: Path, facts: dict[str, Any], predictions: Predictions, test: Split) -> None:
+    """Write the page about a training; what was trained counts without it too."""
+    from utils.report import write_report
+
+    try:
+        write_report(path, facts, predictions, test)
+        cli.say(f"Report: {path}")
+    except UserError as error:
+        cli.say(f"No report: {error.message}")
 
 
 def _rehearse(model: Model, dataset: Dataset, options: Options) -> dict[str, float]:

@@ -29,6 +29,7 @@ from utils.errors import UserError
 from utils.files import atomic_dir
 from utils.hierarchy import Hierarchy
 from utils.tokenizer import TextTokenizer, TokenRows
+from utils.tracking import TRAINED
 from utils.training import (
     Run,
     best_device,
@@ -515,7 +516,7 @@ class PyTorchModel(Model):
             A graph's answers are not those of the model; nothing is written then.
         """
         onnx_export.check_opset(opset)
-        with atomic_dir(folder) as temporary:
+        with atomic_dir(folder, keep=TRAINED) as temporary:
             entry = self._write_graph(temporary, opset)
             self.write_description(temporary, entry)
             network = self.network.cpu().eval()

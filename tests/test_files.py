@@ -42,6 +42,51 @@ def test_a_folder_is_replaced_whole(tmp_path: Path) -> None:
     assert names(tmp_path / "d") == ["two"]
 
 
+def test_kept_entries_are_in_the_new_folder_too(tmp_path: Path) -> None:
+    folder = tmp_path / "d"
+    (folder / "logs" / "run").mkdir(parents=True)
+    (folder / "page").write_text("page")
+    (folder / "gone").write_text("gone")
+    with (folder / "logs" / "run" / "events").open("a") as events:
+        events.write("one ")
+        events.flush()
+        with atomic_dir(folder, keep=("logs", "page", "never there")) as temporary:
+            (temporary / "new").write_text("new")
+        events.write("two")  # who is writing meanwhile writes on in the same file
+    assert names(folder) == ["logs", "new", "page"]
+    assert (folder / "logs" / "run" / "events").read_text() == "one two"
+    assert names(tmp_path) == ["d"]
+    with pytest.raises(RuntimeError), atomic_dir(folder, keep=("logs",)) as temporary:
+        raise RuntimeError
+    assert names(folder) == ["logs", "new", "page"]
+
+
+KEEPING = """
+import sys, pathlib
+sys.path.insert(0, sys.argv[1])
+from utils.files import atomic_dir
+print("ready", flush=True)
+for k in range(10_000):
+    with atomic_dir(pathlib.Path(sys.argv[2]) / "d", keep=("kept",)) as temporary:
+        (temporary / "x").write_text(str(k))
+"""
+
+
+def test_kill_at_random_moments_never_loses_what_is_kept(tmp_path: Path) -> None:
+    (tmp_path / "d" / "kept").mkdir(parents=True)
+    for number in range(50):
+        (tmp_path / "d" / "kept" / str(number)).write_text("kept")
+    for delay in (0.02, 0.055, 0.09, 0.13):
+        command = [sys.executable, "-c", KEEPING, str(PROJECT_ROOT), str(tmp_path)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            process.stdout.readline()
+            time.sleep(delay)
+            os.kill(process.pid, signal.SIGKILL)
+        assert {path.read_text() for path in (tmp_path / "d" / "kept").iterdir()} == {"kept"}
+        assert len(names(tmp_path / "d" / "kept")) == 50
+
+
 def test_what_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="Cannot write"):

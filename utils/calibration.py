@@ -6,6 +6,7 @@ Guo et al., On Calibration of Modern Neural Networks, ICML 2017.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,14 +70,22 @@ def fit_temperature(scores: Floats, truth: Ints, tree: Hierarchy, default: float
     return float(np.float32(math.exp((low + high) / 2)))
 
 
+def reliability(
+    confidence: NDArray[np.floating], correct: NDArray[np.bool_]
+) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+    """Rows, hits and sum of confidences in each of 15 bins of equal width; shapes (bins,)."""
+    bins = np.minimum((confidence * BINS).astype(int), BINS - 1)
+    rows = np.bincount(bins, minlength=BINS)
+    hits = np.bincount(bins, weights=correct, minlength=BINS)
+    sure = np.bincount(bins, weights=confidence, minlength=BINS)
+    return rows, hits, sure
+
+
 def expected_calibration_error(
     confidence: NDArray[np.floating], correct: NDArray[np.bool_]
 ) -> float:
     """Mean gap between confidence and accuracy over 15 equal-width bins, weighted by rows."""
     if not len(correct):
         return float("nan")
-    bins = np.minimum((confidence * BINS).astype(int), BINS - 1)
-    rows = np.bincount(bins, minlength=BINS)
-    hits = np.bincount(bins, weights=correct, minlength=BINS)
-    sure = np.bincount(bins, weights=confidence, minlength=BINS)
+    rows, hits, sure = reliability(confidence, correct)
     return float(np.abs(hits - sure)[rows > 0].sum() / len(correct))

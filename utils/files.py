@@ -8,7 +8,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -78,10 +78,16 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def atomic_dir(path: Path) -> Iterator[Path]:
+def atomic_dir(path: Path, keep: Sequence[str] = ()) -> Iterator[Path]:
     """Yield a temporary folder that becomes `path` when the block ends well.
 
     An existing folder at `path` is moved aside, replaced and only then removed.
+
+    Parameters
+    ----------
+    keep
+        Entries of the existing folder that the new one shall have too. They are linked into it
+        before it takes the old one's place, so that at no moment they are missing.
 
     Raises
     ------
@@ -98,10 +104,28 @@ def atomic_dir(path: Path) -> Iterator[Path]:
                 if file.is_file():
                     _sync(file)
             temporary.chmod(0o755)
+            for name in keep:
+                _link_tree(path / name, temporary / name)
             _swap(temporary, path)
             _sync(path.parent)
         finally:
             _remove(temporary)
+
+
+def _link_tree(source: Path, target: Path) -> None:
+    """Make the files below `source`, or the file `source`, stand at `target` as well."""
+    if source.is_dir():
+        half = shutil.ignore_patterns(f"{TEMPORARY_PREFIX}*")
+        shutil.copytree(source, target, copy_function=_link_or_copy, ignore=half)
+    elif source.exists():
+        _link_or_copy(source, target)
+
+
+def _link_or_copy(source: str | Path, target: str | Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
 
 
 def _remove(path: Path) -> None:
@@ -155,10 +179,7 @@ def link(source: Path, path: Path) -> None:
     """Make `path` the same file as `source` (a copy where links are not possible), whole."""
     with atomic_path(path) as temporary:
         temporary.unlink()
-        try:
-            temporary.hardlink_to(source)
-        except OSError:
-            shutil.copyfile(source, temporary)
+        _link_or_copy(source, temporary)
 
 
 def write_parquet(path: Path, table: pa.Table) -> None:

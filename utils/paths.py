@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 from utils.errors import UserError
+from utils.tracking import REPORT, TENSORBOARD
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -54,8 +55,16 @@ class Layout:
         return self.weights / checked_name("Model", model) / checked_name("Dataset", dataset)
 
     def output(self, model: str, dataset: str) -> Path:
-        """Folder of the ONNX export of one pair."""
+        """Folder of the ONNX export of one pair, and of what tells how its training went."""
         return self.outputs / f"{checked_name('Model', model)}_{checked_name('Dataset', dataset)}"
+
+    def report(self, model: str, dataset: str) -> Path:
+        """The page about the newest training of one pair."""
+        return self.output(model, dataset) / REPORT
+
+    def tensorboard(self, model: str, dataset: str, time: str) -> Path:
+        """Folder of the event files of one run."""
+        return self.output(model, dataset) / TENSORBOARD / time
 
     def bundle(self, model: str, dataset: str) -> Path:
         """Folder of the service bundle of one pair."""
