@@ -115,9 +115,11 @@ def _tested(predictions: Predictions, split: Split, metrics: Mapping[str, float]
     }
 
 
-def percent(share: float, digits: int = 1) -> str:
-    """A share as per cent."""
-    return "–" if share is None or math.isnan(share) else f"{100 * share:.{digits}f}\N{NO-BREAK SPACE}%"
+def percent(share: float | None, digits: int = 1) -> str:
+    """A share as per cent; a dash where it is not defined."""
+    if share is None or math.isnan(share):
+        return "–"
+    return f"{100 * share:.{digits}f}\N{NO-BREAK SPACE}%"
 
 
 def number(value: Any) -> str:
