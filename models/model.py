@@ -132,6 +132,14 @@ class Model(ABC):
         """Score texts in order, in batches of bounded memory: (scores, pooled features)."""
 
     @abstractmethod
+    def encode(self, texts: Sequence[str]) -> Any:
+        """Tokenise texts: the part of scoring that can run ahead in a thread of its own."""
+
+    @abstractmethod
+    def run(self, rows: Any) -> tuple[Floats, Floats]:
+        """Score what `encode` gave: (scores, pooled features), in the texts' order."""
+
+    @abstractmethod
     def state(self, *, resumable: bool) -> tuple[Arrays, dict[str, Any]]:
         """Arrays and JSON values that rebuild the trained model, and the run if `resumable`.
 

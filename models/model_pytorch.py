@@ -433,6 +433,14 @@ class PyTorchModel(Model):
             found = self.tokenizer(texts[rows]) if known is None else known[rows]
             yield self._score(self._features(found) if isinstance(found, TokenRows) else found)
 
+    def encode(self, texts: Sequence[str]) -> TokenRows:
+        """Tokenise texts."""
+        return self.tokenizer(texts)
+
+    def run(self, rows: TokenRows) -> tuple[Floats, Floats]:
+        """Score tokenised texts."""
+        return self._score(self._features(rows))
+
     def _features(self, rows: TokenRows) -> Floats:
         """Encode texts in batches of similar length; features (rows, width) in the rows' order."""
         encoder, device = self.network.encoder.eval(), best_device()

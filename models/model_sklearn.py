@@ -18,7 +18,7 @@ from utils.data import Split
 from utils.decode import Floats
 from utils.errors import UserError
 from utils.hierarchy import Ints
-from utils.linear import Paths, TfidfScorer
+from utils.linear import Paths, TfidfScorer, pool
 from utils.sgd import SgdSettings
 from utils.tfidf import TfidfFeatures, TfidfSettings
 
@@ -111,6 +111,14 @@ class SklearnModel(Model):
     def score_batches(self, texts: Sequence[str]) -> Iterator[tuple[Floats, Floats]]:
         """Score texts in order, in batches of bounded memory."""
         return self.scorer.score_batches(texts)
+
+    def encode(self, texts: Sequence[str]) -> sp.csr_matrix:
+        """Features of texts."""
+        return self.scorer.features.transform(texts)
+
+    def run(self, rows: sp.csr_matrix) -> tuple[Floats, Floats]:
+        """Score features."""
+        return self.scorer.scores(rows), pool(rows, self.scorer.feature_count)
 
     def state(self, *, resumable: bool) -> tuple[Arrays, dict[str, Any]]:
         """Return the scorer's arrays; there is nothing to resume."""

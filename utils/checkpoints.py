@@ -53,13 +53,17 @@ def write_checkpoint(path: Path, arrays: Mapping[str, NDArray[Any]], meta: dict[
             raise OSError(str(error)) from error
 
 
-def read_checkpoint(path: Path, *, training: bool = False) -> tuple[Arrays, dict[str, Any]]:
+def read_checkpoint(
+    path: Path, *, training: bool = False, only_meta: bool = False
+) -> tuple[Arrays, dict[str, Any]]:
     """Read a checkpoint's arrays and JSON values.
 
     Parameters
     ----------
     training
         Whether to read the arrays that only a resumed run needs, named ``training/…``.
+    only_meta
+        Whether to read no arrays at all.
 
     Raises
     ------
@@ -74,7 +78,8 @@ def read_checkpoint(path: Path, *, training: bool = False) -> tuple[Arrays, dict
             version = int(header.get("version", 0))
             meta = json.loads(header["meta"]) if header.get("format") == FORMAT else None
             names = [n for n in file.keys() if training or not n.startswith(TRAINING)]  # noqa: SIM118
-            arrays = {name: file.get_tensor(name) for name in names} if meta else {}
+            wanted = names if meta and not only_meta else []
+            arrays = {name: file.get_tensor(name) for name in wanted}
     except FileNotFoundError as error:
         raise UserError(f"There is no checkpoint {path}.") from error
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
@@ -87,6 +92,11 @@ def read_checkpoint(path: Path, *, training: bool = False) -> tuple[Arrays, dict
     if version > VERSION:
         raise UserError(f"{path} was written by a newer KTT (format {version}).")
     return arrays, meta
+
+
+def checkpoint_meta(path: Path) -> dict[str, Any]:
+    """Only the JSON values of a checkpoint."""
+    return read_checkpoint(path, only_meta=True)[1]
 
 
 @dataclass(frozen=True, kw_only=True)

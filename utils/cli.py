@@ -48,6 +48,11 @@ def say(message: str) -> None:
     click.echo(message)
 
 
+def note(message: str) -> None:
+    """Print one line about the work to standard error, away from data."""
+    click.echo(message, err=True)
+
+
 def show_error(error: Exception) -> None:
     """Print a user's mistake as a line, and a bug as a traceback, without ending the command."""
     if isinstance(error, click.ClickException):
@@ -117,6 +122,56 @@ def _plain_progress(description: str) -> Callable[[int, int], None]:
         if time.monotonic() - last >= PLAIN_INTERVAL:
             last = time.monotonic()
             click.echo(f"{description}: {done:,} of {total:,}", err=True)
+
+    return update
+
+
+@contextmanager
+def row_progress(description: str) -> Iterator[Callable[[int, float | None], None]]:
+    """Show on standard error how many rows are done, however many there are.
+
+    Yields
+    ------
+    callable
+        To be called with the rows done and the share of the work that they are, if known.
+    """
+    if not sys.stderr.isatty():
+        yield _plain_row_progress(description)
+        return
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        TaskProgressColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    bar = Progress(
+        TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(),
+        TextColumn("{task.fields[rows]:,} rows"), TimeElapsedColumn(), TimeRemainingColumn(),
+        console=Console(stderr=True), transient=True,
+    )  # fmt: skip
+    with bar:
+        task = bar.add_task(description, total=None, rows=0)
+
+        def update(rows: int, part: float | None) -> None:
+            total = None if part is None else 1.0
+            bar.update(task, rows=rows, completed=part or 0.0, total=total)
+
+        yield update
+
+
+def _plain_row_progress(description: str) -> Callable[[int, float | None], None]:
+    last = time.monotonic()
+
+    def update(rows: int, part: float | None) -> None:
+        nonlocal last
+        if time.monotonic() - last >= PLAIN_INTERVAL:
+            last = time.monotonic()
+            share = "" if part is None else f" ({part:.0%})"
+            note(f"{description}: {rows:,} rows{share}")
 
     return update
 

@@ -1,0 +1,130 @@
+"""What answers texts for a (model, dataset) pair: its ONNX export or its checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from models import model_class
+from utils.checkpoints import checkpoint_meta, find_checkpoint, runs
+from utils.decode import Floats
+from utils.errors import UserError
+from utils.files import read_json
+from utils.hierarchy import Hierarchy
+from utils.paths import Layout
+
+RUNTIMES = ("onnx", "torch")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """A trained model that answers in two steps.
+
+    Parameters
+    ----------
+    encode, run
+        Texts to whatever the model tokenises to; that to scores and pooled features.
+    checkpoint
+        The file that its weights are in, or came from.
+    description
+        What it is, in a few words.
+    """
+
+    hierarchy: Hierarchy
+    tree: Hierarchy
+    temperature: float
+    encode: Callable[[list[str]], Any]
+    run: Callable[[Any], tuple[Floats, Floats]]
+    checkpoint: str
+    description: str
+
+
+def open_source(
+    layout: Layout,
+    model: str,
+    dataset: str,
+    *,
+    time: str | None = None,
+    runtime: str | None = None,
+) -> Source:
+    """Open a trained pair.
+
+    Parameters
+    ----------
+    time
+        Of the run; None for the newest.
+    runtime
+        ``"onnx"``, ``"torch"``, or None for the export if it is of that run, else the checkpoint.
+
+    Raises
+    ------
+    UserError
+        There is no such thing.
+    """
+    folder = layout.output(model, dataset)
+    exported = read_json(folder / "manifest.json") if (folder / "manifest.json").exists() else None
+    if runtime == "torch" or not exported:
+        if runtime == "onnx":
+            raise _no_export(folder, model, dataset, "There is no ONNX export")
+        return from_checkpoint(find_checkpoint(layout, model, dataset, "best", time), model)
+    if not runs(layout, model, dataset) and not time:
+        return from_export(folder)  # an export that travelled alone
+    checkpoint = find_checkpoint(layout, model, dataset, "best", time)
+    difference = _difference(exported, checkpoint)
+    if not difference:
+        return from_export(folder)
+    if runtime == "onnx":
+        raise _no_export(folder, model, dataset, f"The ONNX export is of {difference}")
+    return from_checkpoint(checkpoint, model, f" (the ONNX export is of {difference})")
+
+
+def _no_export(folder: Path, model: str, dataset: str, reason: str) -> UserError:
+    return UserError(f"{reason} in {folder}. Export: python export.py -m {model} -d {dataset}")
+
+
+def _difference(manifest: dict[str, Any], checkpoint: Path) -> str:
+    """What an export is of, if not of this checkpoint as it is now; else nothing."""
+    info = manifest.get("info", {})
+    if info.get("checkpoint") != checkpoint.name:
+        return str(info.get("checkpoint"))
+    now = checkpoint_meta(checkpoint)["info"]
+    # a resumed run writes better weights under the same name
+    if any(info.get(key) != now.get(key) for key in ("started", "epoch")):
+        return f"an earlier state of {checkpoint.name}"
+    return ""
+
+
+def from_export(folder: Path) -> Source:
+    """Open a folder that export.py wrote."""
+    from utils.classifier import Classifier
+
+    found = Classifier.load(folder)
+    manifest = found.manifest
+    checkpoint = str(manifest.get("info", {}).get("checkpoint", "an unknown checkpoint"))
+    precision = "int8" if manifest.get("quantization") else "fp32"
+    scorer: Any = found.scorer
+    return Source(
+        hierarchy=found.hierarchy,
+        tree=found.tree,
+        temperature=found.temperature,
+        encode=getattr(scorer, "encode", list),
+        run=getattr(scorer, "run", scorer.score),
+        checkpoint=checkpoint,
+        description=f"the ONNX export ({precision}) of {checkpoint} in {folder}",
+    )
+
+
+def from_checkpoint(path: Path, model: str, remark: str = "") -> Source:
+    """Open a checkpoint of a model."""
+    found = model_class(model).from_checkpoint(path)
+    return Source(
+        hierarchy=found.hierarchy,
+        tree=found.tree,
+        temperature=found.temperature,
+        encode=found.encode,
+        run=found.run,
+        checkpoint=path.name,
+        description=f"checkpoint {path.name}{remark}",
+    )

@@ -1,0 +1,146 @@
+#!/usr/bin/env python
+"""Answer the rows of a table with a trained model."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from models import MODELS
+from utils import cli
+from utils.errors import UserError, unknown
+from utils.paths import Layout
+from utils.predicting.formats import FORMATS, GZIP, format_of, open_output
+
+STANDARD = Path("-")
+RUNTIMES = ("onnx", "torch")
+
+
+def input_format(file: Path, given: str | None) -> str:
+    """What the option says, else the file's ending, else JSON lines."""
+    if given or file == STANDARD:
+        return given or "jsonl"
+    return format_of(file, "--input-format")
+
+
+def destination(
+    file: Path, output: Path | None, given: str | None, kind: str
+) -> tuple[Path | None, str]:
+    """Where to write (None for standard output), and in which format.
+
+    Parameters
+    ----------
+    given
+        The format asked for.
+    kind
+        The input's.
+    """
+    if STANDARD in (output, output or file):
+        return None, given or "jsonl"
+    if output:
+        return output, given or format_of(output, "--format")
+    name = Path(file.name.removesuffix(GZIP))
+    ending = f".{given}" if given else name.suffix
+    return file.with_name(f"{name.stem}.predictions{ending}"), given or kind
+
+
+def predict(layout: Layout, model: str, dataset: str, file: Path, options: dict[str, Any]) -> None:
+    """Answer a file and write the result."""
+    from models.sources import open_source
+    from utils.predicting.answers import AnswerOptions
+    from utils.predicting.pipeline import answer_rows
+    from utils.predicting.reading import open_rows
+    from utils.predicting.writing import open_writer
+
+    read = input_format(file, options["input_format"])
+    target, kind = destination(file, options["output"], options["format"], read)
+    path = None if file == STANDARD else file
+    rows = open_rows(path, read, text=options["text"] or (), separator=options["sep"])
+    source = open_source(layout, model, dataset, time=options["time"], runtime=options["runtime"])
+    cli.note(f"Answering {rows.name} ({', '.join(rows.text)}) with {source.description}")
+    wanted = AnswerOptions(
+        column=options["column"], min_confidence=options["min_confidence"], top=options["top"]
+    )
+    started = time.monotonic()
+    with open_output(target) as stream, cli.row_progress("Predicting") as progress:
+        count = answer_rows(source, rows, open_writer(stream, kind), wanted, progress)
+    seconds = time.monotonic() - started
+    rows.close()
+    if count.without_text:
+        cli.note(f"Warning: {count.without_text:,} of {count.rows:,} rows have no text: no answer")
+    speed = count.rows / max(seconds, 1e-9)
+    cli.note(
+        f"{count.rows:,} rows in {seconds:.1f} s ({speed:,.0f}/s): {target or 'standard output'}"
+    )
+
+
+EPILOG = """Examples:
+
+\b
+  python predict.py -m tfidf_hsgd -d shop products.csv             products.predictions.csv
+  python predict.py -m db_bhcn -d shop products.csv -t name,description -o out.parquet
+  python predict.py -m db_bhcn -d shop rows.jsonl.gz --min-confidence 0.8 --top 3
+  cat rows.jsonl | python predict.py -m db_bhcn -d shop - > answers.jsonl
+"""
+
+
+@click.command(epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("-m", "--model", required=True, help=f"Model: {', '.join(MODELS)}.")
+@click.option("-d", "--dataset", required=True, help="Dataset that it was trained on.")
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path),
+    help="Where to write, - for standard output.  [default: FILE with .predictions in its name]",
+)  # fmt: skip
+@click.option(
+    "-t", "--text", type=cli.NameList(),
+    help="Text column; several, comma-separated, are joined as adapt.py does.  [default: text, "
+    "else name, else the only one]",
+)  # fmt: skip
+@click.option("--format", type=click.Choice(FORMATS), help="Of the output.  [default: its ending]")
+@click.option(
+    "--input-format", type=click.Choice(FORMATS),
+    help="Of the input.  [default: its ending; jsonl for standard input]",
+)  # fmt: skip
+@click.option("--sep", help="Column separator of a CSV input, such as ';'.")
+@click.option(
+    "--column", default="prediction", show_default=True,
+    help="Name of the column of answers, with which the names of the others begin.",
+)  # fmt: skip
+@click.option(
+    "--min-confidence", type=click.FloatRange(0, 1),
+    help="Let an answer end at the deepest class that is this sure.",
+)  # fmt: skip
+@click.option(
+    "--top", type=click.IntRange(0, 5), default=0,
+    help="List so many of the most probable paths, the answer first.",
+)  # fmt: skip
+@click.option(
+    "--runtime", type=click.Choice(RUNTIMES),
+    help="The ONNX export or the checkpoint.  [default: the export if it is of this checkpoint]",
+)  # fmt: skip
+@click.option("--time", help="Take the run of this time: YYYY-MM-DDTHH:MM:SS.  [default: newest]")
+@click.option("-c", "--cpu", is_flag=True, help="Use the CPU even where there is a GPU.")
+@click.option("-v", "--verbose", is_flag=True, help="Log what happens.")
+def main(file: Path, model: str, dataset: str, verbose: bool, cpu: bool, **values: Any) -> None:
+    """Answer every row of FILE (- for standard input).
+
+    FILE is CSV, TSV, JSON lines or Parquet. Its rows come out in the same order with columns of
+    answers added, however many they are; nothing is held in memory but a few thousand rows.
+    """
+    cli.start_logging(verbose)
+    if cpu:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # read when torch is imported: not before here
+    if model not in MODELS:
+        raise unknown("model", model, MODELS)
+    if values["sep"] and len(values["sep"].encode()) != 1:
+        raise UserError(f"--sep {values['sep']!r} is not one ASCII character.")
+    predict(Layout(), model, dataset, file, values)
+
+
+if __name__ == "__main__":
+    main()

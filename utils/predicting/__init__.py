@@ -1,0 +1,1 @@
+"""Answering tables of any length: rows in, the same rows with their predictions out."""
