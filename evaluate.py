@@ -16,14 +16,13 @@ from utils.errors import UserError, unknown
 from utils.paths import Layout
 
 if TYPE_CHECKING:
-    from models.sources import Source
     from utils.data import Split
     from utils.decode import Predictions
     from utils.hierarchy import Hierarchy, Ints
+    from utils.predicting.pipeline import Source
 
 RUNTIMES = ("onnx", "torch")
 SPLITS = ("train", "val", "test")
-ENCODED_ROWS = 4096
 
 
 def mapped_codes(codes: Ints, theirs: Hierarchy, ours: Hierarchy, names: tuple[str, str]) -> Ints:
@@ -109,7 +108,7 @@ def evaluate_pair(
     stem = Path(source.checkpoint).stem
     default = layout.weight_dir(model, dataset) / f"{stem}_on_{other}_{options['split']}.json"
     path = options["output"] or default
-    report = {
+    report: dict[str, Any] = {
         "model": model,
         "dataset": dataset,
         "on": other,

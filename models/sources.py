@@ -2,43 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from models import model_class
 from utils.checkpoints import checkpoint_meta, find_checkpoint, runs
-from utils.decode import Floats
 from utils.errors import UserError
 from utils.files import read_json
-from utils.hierarchy import Hierarchy
 from utils.paths import Layout
+from utils.predicting.pipeline import Source
 
 RUNTIMES = ("onnx", "torch")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Source:
-    """A trained model that answers in two steps.
-
-    Parameters
-    ----------
-    encode, run
-        Texts to whatever the model tokenises to; that to scores and pooled features.
-    checkpoint
-        The file that its weights are in, or came from.
-    description
-        What it is, in a few words.
-    """
-
-    hierarchy: Hierarchy
-    tree: Hierarchy
-    temperature: float
-    encode: Callable[[list[str]], Any]
-    run: Callable[[Any], tuple[Floats, Floats]]
-    checkpoint: str
-    description: str
 
 
 def open_source(

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -27,20 +27,27 @@ AHEAD = 1  # windows that wait between two steps
 _POLL = 0.1  # seconds
 
 
-class Source(Protocol):
-    """A trained model in two steps, so that one can run ahead of the other."""
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """A trained model in two steps, so that one can run ahead of the other.
+
+    Parameters
+    ----------
+    encode, run
+        Texts to whatever the model tokenises to; that to scores and pooled features.
+    checkpoint
+        The file that its weights are in, or came from.
+    description
+        What it is, in a few words.
+    """
 
     hierarchy: Hierarchy
     tree: Hierarchy
     temperature: float
-
-    def encode(self, texts: list[str]) -> Any:
-        """Tokenise."""
-        ...
-
-    def run(self, rows: Any) -> tuple[Floats, Floats]:
-        """Scores, and pooled features."""
-        ...
+    encode: Callable[[list[str]], Any]
+    run: Callable[[Any], tuple[Floats, Floats]]
+    checkpoint: str
+    description: str
 
 
 @dataclass(frozen=True, kw_only=True)
