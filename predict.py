@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -15,6 +15,9 @@ from utils import cli
 from utils.errors import UserError, unknown
 from utils.paths import Layout
 from utils.predicting.formats import FORMATS, GZIP, format_of, open_output
+
+if TYPE_CHECKING:
+    from utils.predicting.pipeline import Count
 
 STANDARD = Path("-")
 RUNTIMES = ("onnx", "torch")
@@ -58,24 +61,27 @@ def predict(layout: Layout, model: str, dataset: str, file: Path, options: dict[
 
     read = input_format(file, options["input_format"])
     target, kind = destination(file, options["output"], options["format"], read)
-    path = None if file == STANDARD else file
-    rows = open_rows(path, read, text=options["text"] or (), separator=options["sep"])
-    source = open_source(layout, model, dataset, time=options["time"], runtime=options["runtime"])
-    cli.note(f"Answering {rows.name} ({', '.join(rows.text)}) with {source.description}")
     wanted = AnswerOptions(
         column=options["column"], min_confidence=options["min_confidence"], top=options["top"]
     )
-    started = time.monotonic()
-    with open_output(target) as stream, cli.row_progress("Predicting") as progress:
-        count = answer_rows(source, rows, open_writer(stream, kind), wanted, progress)
-    seconds = time.monotonic() - started
-    rows.close()
+    path, text = None if file == STANDARD else file, options["text"] or ()
+    with open_rows(path, read, text=text, separator=options["sep"]) as rows:
+        source = open_source(
+            layout, model, dataset, time=options["time"], runtime=options["runtime"]
+        )
+        cli.note(f"Answering {rows.name} ({', '.join(rows.text)}) with {source.description}")
+        started = time.monotonic()
+        with open_output(target) as stream, cli.row_progress("Predicting") as progress:
+            count = answer_rows(source, rows, open_writer(stream, kind), wanted, progress)
+    report(count, time.monotonic() - started, target)
+
+
+def report(count: Count, seconds: float, target: Path | None) -> None:
+    """Say what was done."""
     if count.without_text:
         cli.note(f"Warning: {count.without_text:,} of {count.rows:,} rows have no text: no answer")
-    speed = count.rows / max(seconds, 1e-9)
-    cli.note(
-        f"{count.rows:,} rows in {seconds:.1f} s ({speed:,.0f}/s): {target or 'standard output'}"
-    )
+    speed, place = count.rows / max(seconds, 1e-9), target or "standard output"
+    cli.note(f"{count.rows:,} rows in {seconds:.1f} s ({speed:,.0f}/s): {place}")
 
 
 EPILOG = """Examples:

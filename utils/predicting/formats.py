@@ -6,7 +6,8 @@ import gzip
 import io
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -19,6 +20,7 @@ ENDINGS = {
     ".json": "jsonl", ".parquet": "parquet", ".pq": "parquet",
 }  # fmt: skip
 GZIP = ".gz"
+BUFFER = 1 << 20
 
 
 def format_of(path: Path, option: str) -> str:
@@ -57,42 +59,76 @@ class Counted(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         """Read some bytes, as many as are there."""
-        count = cast(io.RawIOBase, self._file).readinto(buffer) or 0
+        count = cast(io.BufferedReader, self._file).readinto1(buffer)
         self.done += count
         return count
 
-    def close(self) -> None:
-        """Close the file, but not standard input."""
-        if self._file is not sys.stdin.buffer:
-            self._file.close()
-        super().close()
 
+@dataclass(frozen=True, kw_only=True)
+class Input:
+    """An open file or standard input.
 
-def open_input(path: Path | None) -> tuple[Counted, io.BufferedIOBase]:
-    """Open a file, packed or not, or standard input for None.
-
-    Returns
-    -------
+    Parameters
+    ----------
+    name
+        For messages.
+    path
+        None for standard input.
+    size
+        Bytes of the file, None if that is not known.
     counted, stream
-        What tells how far the file has been read, and its unpacked content.
+        What tells how far it has been read, and its unpacked content.
+    opened
+        What is closed with it.
+    """
+
+    name: str
+    path: Path | None
+    size: int | None
+    counted: Counted
+    stream: IO[bytes]
+    opened: ExitStack
+
+    @property
+    def part(self) -> float | None:
+        """Share of it that has been read."""
+        return min(self.counted.done / self.size, 1.0) if self.size else None
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether it is packed by gzip."""
+        return self.path is not None and self.path.suffix.lower() == GZIP
+
+
+@contextmanager
+def open_input(path: Path | None) -> Iterator[Input]:
+    """Open a file, packed or not, or standard input for None.
 
     Raises
     ------
     UserError
         It cannot be read.
     """
-    if path is None:
-        counted = Counted(sys.stdin.buffer)
-        return counted, io.BufferedReader(counted, 1 << 20)
-    if path.is_dir():
+    if path is not None and path.is_dir():
         raise UserError(f"{path} is a folder. Name a file in it.")
-    try:
-        counted = Counted(path.open("rb", buffering=0))
-    except OSError as error:
-        raise UserError(f"Cannot read {path}: {error.strerror}.") from error
-    if path.suffix.lower() == GZIP:
-        return counted, gzip.GzipFile(fileobj=io.BufferedReader(counted, 1 << 20))
-    return counted, io.BufferedReader(counted, 1 << 20)
+    with ExitStack() as opened:
+        try:
+            raw = sys.stdin.buffer if path is None else opened.enter_context(path.open("rb"))
+        except OSError as error:
+            raise UserError(f"Cannot read {path}: {error.strerror}.") from error
+        counted = Counted(raw)
+        found = Input(
+            name="standard input" if path is None else str(path),
+            path=path,
+            size=path.stat().st_size if path is not None and path.is_file() else None,
+            counted=counted,
+            stream=cast(IO[bytes], io.BufferedReader(counted, BUFFER)),
+            opened=opened,
+        )
+        if found.is_packed:
+            unpacked = gzip.GzipFile(fileobj=found.stream)
+            found = replace(found, stream=cast(IO[bytes], opened.enter_context(unpacked)))
+        yield found
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from utils.adapters.columns import texts_of
 from utils.errors import UserError, unknown
-from utils.predicting.formats import GZIP, open_input
+from utils.predicting.formats import BUFFER, Input, open_input
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 TEXT_COLUMNS = ("text", "name")
 """Looked for if the text column is not named: the usual name, and that of dataset splits."""
 WINDOW_BYTES = 8_000_000
-BLOCK = 1 << 20
 SEPARATORS = {"csv": ",", "tsv": "\t"}
 SAMPLE = 1000  # rows of JSON lines in which a text column has to appear
 _BOM = "\ufeff"
@@ -63,8 +62,8 @@ class Rows(ABC):
 
     Parameters
     ----------
-    path
-        Its file, None for standard input.
+    source
+        Where it is read from.
     wanted
         Text columns, empty for the usual ones.
 
@@ -79,13 +78,12 @@ class Rows(ABC):
     columns: tuple[str, ...]
     text: tuple[str, ...]
 
-    def __init__(self, path: Path | None, wanted: Sequence[str]) -> None:
-        self.name = "standard input" if path is None else str(path)
-        self._size = path.stat().st_size if path is not None and path.is_file() else None
-        self._counted, self._stream = open_input(path)
-        if self._size == 0:
-            raise self.empty()
+    def __init__(self, source: Input, wanted: Sequence[str]) -> None:
+        self.source = source
+        self.name = source.name
         self._wanted = tuple(wanted)
+        if source.size == 0:
+            raise self.empty()
 
     @abstractmethod
     def chunks(self, size: int) -> Iterator[Chunk]:
@@ -93,12 +91,7 @@ class Rows(ABC):
 
     def part(self) -> float | None:
         """Share of the table that has been read, None if its size is not known."""
-        return min(self._counted.done / self._size, 1.0) if self._size else None
-
-    def close(self) -> None:
-        """Close the file."""
-        self._stream.close()
-        self._counted.close()
+        return self.source.part
 
     def empty(self) -> UserError:
         """The error for a file without anything."""
@@ -123,9 +116,7 @@ class Rows(ABC):
             if name not in columns:
                 raise unknown("column", name, columns)
             if columns.count(name) > 1:
-                raise UserError(
-                    f"Column {name!r} stands {columns.count(name)} times in {self.name}."
-                )
+                raise UserError(f"{self.name} has several columns {name!r}. Rename all but one.")
         usual = [name for name in TEXT_COLUMNS if columns.count(name) == 1]
         if not self._wanted and not usual and len(columns) != 1:
             raise UserError(
@@ -160,11 +151,12 @@ class TableRows(Rows):
 class CsvRows(TableRows):
     """A text table; every cell stays the string it is."""
 
-    def __init__(self, path: Path | None, wanted: Sequence[str], separator: str) -> None:
-        super().__init__(path, wanted)
+    def __init__(self, source: Input, wanted: Sequence[str], separator: str) -> None:
+        super().__init__(source, wanted)
         self._separator = separator
         with self._explained():
             self._reader = self._open()
+        source.opened.callback(self._reader.close)  # it reads ahead: before the file is closed
         self.columns = tuple(self._reader.schema.names)
         self.text = self.choose(self.columns)
 
@@ -176,8 +168,8 @@ class CsvRows(TableRows):
         from pyarrow import csv
 
         return csv.open_csv(
-            self._stream,
-            read_options=csv.ReadOptions(block_size=BLOCK),
+            self.source.stream,
+            read_options=csv.ReadOptions(block_size=BUFFER),
             parse_options=csv.ParseOptions(delimiter=self._separator, newlines_in_values=True),
             convert_options=csv.ConvertOptions(
                 default_column_type=pa.large_string(), strings_can_be_null=False
@@ -206,25 +198,26 @@ class CsvRows(TableRows):
 class ParquetRows(TableRows):
     """A Parquet file; from standard input by way of a temporary file."""
 
-    def __init__(self, path: Path | None, wanted: Sequence[str]) -> None:
-        super().__init__(path, wanted)
+    def __init__(self, source: Input, wanted: Sequence[str]) -> None:
+        super().__init__(source, wanted)
         import pyarrow.parquet as pq
 
-        if path is not None and path.suffix.lower() == GZIP:
-            raise UserError(f"{path} is packed Parquet, which cannot be streamed. Unpack it first.")
+        if source.is_packed:
+            raise UserError(f"{self.name} is packed Parquet, which is not streamed. Unpack it.")
         with explained(self, "Parquet"):
-            self._file = pq.ParquetFile(self._seekable(path), pre_buffer=False, buffer_size=BLOCK)
+            self._file = pq.ParquetFile(self._seekable(), pre_buffer=False, buffer_size=BUFFER)
         self.columns = tuple(self._file.schema_arrow.names)
         self.text = self.choose(self.columns)
         for name in self.text:
             self._check_text(name)
         self._done = 0
 
-    def _seekable(self, path: Path | None) -> Any:
-        if path is not None:
-            return path
+    def _seekable(self) -> Any:
+        if self.source.path is not None:
+            return self.source.path
         spool = tempfile.TemporaryFile(prefix="ktt-predict-")  # noqa: SIM115
-        shutil.copyfileobj(self._stream, spool, BLOCK)
+        self.source.opened.callback(spool.close)
+        shutil.copyfileobj(self.source.stream, spool, BUFFER)
         if not spool.tell():
             raise self.empty()
         return spool
@@ -267,8 +260,8 @@ class ParquetRows(TableRows):
 class JsonRows(Rows):
     """JSON lines: an object per line; blank lines are no rows."""
 
-    def __init__(self, path: Path | None, wanted: Sequence[str]) -> None:
-        super().__init__(path, wanted)
+    def __init__(self, source: Input, wanted: Sequence[str]) -> None:
+        super().__init__(source, wanted)
         self._rows = self._read()
         self._first = list(itertools.islice(self._rows, SAMPLE))
         if not self._first:
@@ -279,7 +272,7 @@ class JsonRows(Rows):
     def _read(self) -> Iterator[JsonRow]:
         number = 0
         with explained(self, "JSON lines"):
-            for number, raw in enumerate(self._stream, 1):
+            for number, raw in enumerate(self.source.stream, 1):
                 line = self._decoded(raw, number).strip()
                 if line:
                     yield number, line, self._parsed(line, number)
@@ -360,9 +353,10 @@ def explained(rows: Rows, kind: str) -> Iterator[None]:
         raise UserError(f"{rows.name} cannot be read as {kind}: {reason}.") from error
 
 
+@contextmanager
 def open_rows(
     path: Path | None, kind: str, *, text: Sequence[str] = (), separator: str | None = None
-) -> Rows:
+) -> Iterator[Rows]:
     """Open a table.
 
     Parameters
@@ -381,8 +375,10 @@ def open_rows(
     UserError
         It cannot be read, or has no such column.
     """
-    if kind == "parquet":
-        return ParquetRows(path, text)
-    if kind == "jsonl":
-        return JsonRows(path, text)
-    return CsvRows(path, text, separator or SEPARATORS[kind])
+    with open_input(path) as source:
+        if kind == "parquet":
+            yield ParquetRows(source, text)
+        elif kind == "jsonl":
+            yield JsonRows(source, text)
+        else:
+            yield CsvRows(source, text, separator or SEPARATORS[kind])
