@@ -3,14 +3,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import datetime
 import os
 import platform
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +18,7 @@ import click
 
 from models import MODELS
 from utils import cli
+from utils.distributed import team
 from utils.errors import UserError
 from utils.paths import Layout
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from utils.decode import Predictions
 
 DRY_ROWS = 256
+OVERRIDES = ("encoder", "precision")
 SHOWN = ("loss", "nll", "leaf_accuracy", "leaf_macro_f1", "level_1_accuracy", "hierarchical_f1")
 SUMMARY = (
     "leaf_accuracy", "leaf_macro_f1", "level_1_accuracy", "hierarchical_f1", "calibration_error",
@@ -42,6 +43,7 @@ class Options:
 
     epochs: int | None = None
     encoder: str | None = None
+    precision: str | None = None
     hyperparameters: Path | None = None
     reference: bool = False
     resume: bool = False
@@ -76,6 +78,8 @@ def train_all(
                 metrics = train(layout, model, dataset, options)
             except Exception as problem:
                 error = problem
+                if team().size > 1:
+                    raise  # the processes are no longer at the same place
                 if len(models) * len(datasets) > 1:
                     cli.show_error(problem)
             seconds = time.monotonic() - started
@@ -104,7 +108,7 @@ def train(layout: Layout, model_name: str, dataset_name: str, options: Options) 
 
     cls = model_class(model_name)
     settings = options.hyperparameters or layout.hyperparameters
-    overrides = {"encoder": options.encoder} if _takes_encoder(cls) else {}
+    overrides = {name: getattr(options, name) for name in _own_options(cls)}
     config = load_config(cls.Config, settings, model_name, overrides, MODELS)
     dataset = load_dataset(layout, dataset_name)
     if options.reference and not len(dataset.test):
@@ -118,6 +122,9 @@ def train(layout: Layout, model_name: str, dataset_name: str, options: Options) 
         cli.say(f"{option} has no meaning for {model_name}")
     if options.dry_run:
         return _rehearse(cls(dataset.hierarchy, config), dataset, options)
+    if not team().leads:
+        _follow(layout, cls, config, dataset, options)
+        return {}
     try:
         with _begin(layout, cls, config, dataset, options) as (run, model):
             _fit(layout, model, dataset, run, options)
@@ -127,13 +134,15 @@ def train(layout: Layout, model_name: str, dataset_name: str, options: Options) 
         raise
 
 
-def _takes_encoder(cls: type[Model]) -> bool:
-    return "encoder" in {field.name for field in dataclasses.fields(cls.Config)}
+def _own_options(cls: type[Model]) -> list[str]:
+    """Options that stand for a hyperparameter, of those that this model has."""
+    return [name for name in OVERRIDES if name in {field.name for field in fields(cls.Config)}]
 
 
 def _unused(cls: type[Model], options: Options) -> list[str]:
     """Options that were given and that this model does not look at."""
-    found = ["--encoder"] if options.encoder and not _takes_encoder(cls) else []
+    given = [name for name in OVERRIDES if getattr(options, name) is not None]
+    found = [f"--{name}" for name in given if name not in _own_options(cls)]
     return found + (["-e"] if options.epochs and not cls.resumable else [])
 
 
@@ -148,6 +157,7 @@ def _begin(
     _check_writable(folder)
     if options.resume and (found := _unfinished(layout, cls, config, dataset, options)):
         cli.say(f"Resuming the run of {found[0].time} after epoch {found[1].info['epoch']}")
+        _tell(cls, found[0], resumed=True)
         yield found
         return
     if options.resume:
@@ -155,7 +165,34 @@ def _begin(
     model = cls(dataset.hierarchy, config)
     model.info = _provenance(dataset, options)
     with new_run(layout, cls.name, dataset.name) as run:
+        _tell(cls, run, resumed=False)
         yield run, model
+
+
+def _tell(cls: type[Model], run: Run, *, resumed: bool) -> None:
+    """Tell the other processes, if there are any, how this run begins."""
+    if cls.resumable:
+        team().told((run.time, resumed))
+
+
+def _follow(
+    layout: Layout, cls: type[Model], config: Any, dataset: Dataset, options: Options
+) -> None:
+    """Train along with the process that leads; it alone validates, writes and tests.
+
+    Models without epochs are trained by that one alone.
+    """
+    from utils.checkpoints import Run
+
+    if not cls.resumable:
+        return
+    time, resumed = team().told(("", False))
+    model = cls(dataset.hierarchy, config)
+    if resumed:
+        run = Run(folder=layout.weight_dir(cls.name, dataset.name), time=time)
+        model = cls.from_checkpoint(run.last, resumable=True)
+    for _ in model.fit(dataset.train, dataset.val, epochs=options.epochs, seed=options.seed):
+        pass
 
 
 def _unfinished(
@@ -383,6 +420,7 @@ EPILOG = """Examples:
   python train.py -m db_bhcn --encoder minilm -d data001 -r
   python train.py -m tfidf_lsgd,tfidf_hsgd -d data001,data002
   python train.py -m db_bhcn -d data001 --resume     after a crash or a stop
+  accelerate launch train.py -m db_bhcn -d data001   on several GPUs or hosts
 """
 
 
@@ -396,6 +434,9 @@ EPILOG = """Examples:
     "-e", "--epochs", type=click.IntRange(min=1), help="Epochs instead of the configured."
 )
 @click.option("--encoder", help="Text encoder: 'minilm', a Hugging Face id or a folder.")
+@click.option(
+    "--precision", type=click.Choice(["auto", "fp32", "bf16"]), help="Arithmetic of training.",
+)  # fmt: skip
 @click.option(
     "--hyperparameters",
     type=click.Path(path_type=Path),
@@ -419,6 +460,8 @@ def main(models: list[str], datasets: list[str], verbose: bool, **values: Any) -
     weights/MODEL/DATASET/. A pair that fails does not stop the others.
     """
     cli.start_logging(verbose)
+    if not team().leads:
+        cli.be_silent()
     for name in models:
         if name not in MODELS:
             from utils.errors import unknown

@@ -70,9 +70,10 @@ class EncoderConfig(ModelConfig):
     )
     pooling: str = key("auto", choices=POOLINGS, note="how token vectors become one feature vector")
     frozen: bool = key(False, note="keep the encoder as it is and train the head alone")
-    frozen_layers: int = key(
-        0, low=0, note="keep word embeddings and so many of its lowest layers as they are"
-    )
+    frozen_share: float = key(
+        0.0, low=0.0, high=1.0,
+        note="keep embeddings and this share of the encoder's lowest layers as they are",
+    )  # fmt: skip
     max_len: int = key(64, low=4, note="tokens per text")
     encoder_lr: float = key(1e-4, low=0.0, note="peak learning rate of the encoder")
     classifier_lr: float = key(2e-3, above=0.0, note="peak learning rate of the head")
@@ -288,7 +289,7 @@ class PyTorchModel(Model):
         with seeded(seed):
             head = self.head_class(encoder.width, self.tree, self.config)
         self._network = Network(encoder, head).to(best_device())
-        self._network.encoder.keep(None if self.config.frozen else self.config.frozen_layers)
+        self._network.encoder.keep(1.0 if self.config.frozen else self.config.frozen_share)
         self._tokenizer = None
 
     # -- training -------------------------------------------------------------------------

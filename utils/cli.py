@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import time
 import traceback
@@ -204,6 +205,11 @@ class EpochTable:
     @staticmethod
     def _width(head: str) -> int:
         return max(len(head), 7)
+
+
+def be_silent() -> None:
+    """Print nothing from here on but errors: another process of the same run prints."""
+    sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
 
 
 def start_logging(verbose: bool) -> None:

@@ -78,6 +78,7 @@ class Team:
     def told(self, value: Value) -> Value:
         """What the first process has as `value`; all must ask."""
         if self.size > 1:
+            self.join()
             from accelerate.utils import broadcast_object_list
 
             value = broadcast_object_list([value])[0]

@@ -91,33 +91,23 @@ class Encoder(nn.Module):
         """Number of features."""
         return int(self.transformer.config.hidden_size)
 
-    def keep(self, layers: int | None) -> None:
-        """Say what training leaves as it is.
+    def keep(self, share: float) -> None:
+        """Let training leave the embeddings and this share of the lowest layers as they are.
 
-        Parameters
-        ----------
-        layers
-            This many of the lowest layers and the embeddings below them, 0 for nothing; None for
-            all of it.
-
-        Raises
-        ------
-        UserError
-            It has not so many layers, or they cannot be told.
+        0 keeps nothing, 1 all; in between the number of layers is rounded down.
         """
-        self.requires_grad_(layers == 0)
-        if not layers:
+        self.requires_grad_(share == 0)
+        if not 0 < share < 1:
             return
         stacks = [part for part in self.modules() if isinstance(part, nn.ModuleList)]
         count = int(self.transformer.config.num_hidden_layers)
         stack = next((stack for stack in stacks if len(stack) == count), None)
-        if stack is None or layers > count:
+        if stack is None:
             raise UserError(
-                f"frozen_layers = {layers}: this encoder has {count} layers"
-                + (" that cannot be told apart." if stack is None else ".")
-                + " Lower it, or train the head alone with 'frozen'."
+                f"frozen_share = {share}: the layers of this encoder cannot be told apart. "
+                "Set it to 0."
             )
-        for layer in stack[layers:]:
+        for layer in stack[int(share * count) :]:
             layer.requires_grad_(True)
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
