@@ -7,16 +7,19 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from models import MODELS
 from utils import cli
 from utils.errors import UserError, unknown
+from utils.manifest import OPSET
 from utils.paths import PROJECT_ROOT, Layout
 
-DEFAULT_OPSET = 17
+if TYPE_CHECKING:
+    from models.model import Model
+    from utils.parity import Evidence
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +30,8 @@ class Options:
     bento: bool = False
     latest: bool = False
     time: str | None = None
-    opset: int = DEFAULT_OPSET
+    opset: int = OPSET
+    quantize: str | None = None
 
 
 def wanted_pairs(
@@ -86,24 +90,46 @@ def export(layout: Layout, model_name: str, dataset_name: str, options: Options)
         )
     model.info |= {"checkpoint": checkpoint.name, "dataset": dataset_name}
     cli.say(f"Exporting {model_name} · {dataset_name} from {checkpoint.name}")
+    evidence = validation_rows(layout, model)
     written = []
     if options.onnx:
         folder = layout.output(model_name, dataset_name)
-        model.export_onnx(folder, options.opset)
+        model.export_onnx(folder, options.opset, quantize=options.quantize, evidence=evidence)
         written.append(folder)
     if options.bento:
-        written.append(_export_bundle(layout, model, dataset_name))
+        written.append(_export_bundle(layout, model, options, evidence))
     return written
 
 
-def _export_bundle(layout: Layout, model: Any, dataset_name: str) -> Path:
+def validation_rows(layout: Layout, model: Model) -> Evidence:
+    """The validation rows that a model was trained with, or why there are none."""
+    from utils.data import load_dataset
+    from utils.parity import Evidence
+
+    name = model.info["dataset"]
+    try:
+        dataset = load_dataset(layout, name)
+    except UserError as error:
+        reason = f"dataset {name!r} cannot be read ({error.message})"
+    else:
+        if dataset.fingerprint != model.info.get("fingerprint"):
+            reason = f"dataset {name!r} has other rows than those that it was trained with"
+        elif not len(dataset.val):
+            reason = f"dataset {name!r} has no validation rows"
+        else:
+            return Evidence(rows=dataset.val, origin=f"validation rows of {name}")
+    cli.say(f"The graphs are compared with the model on generated texts: {reason}")
+    return Evidence(rows=None, origin=f"generated texts: {reason}")
+
+
+def _export_bundle(layout: Layout, model: Model, options: Options, evidence: Evidence) -> Path:
     from utils.bundle import write_bundle
 
     with tempfile.TemporaryDirectory(prefix="ktt-export-") as temporary:
-        folder = Path(temporary)
-        model.export_classifier(folder)
+        folder = Path(temporary) / "classifier"
+        model.export_classifier(folder, options.opset, quantize=options.quantize, evidence=evidence)
         return write_bundle(
-            layout.bundle(model.name, dataset_name) / "inference",
+            layout.bundle(model.name, model.info["dataset"]) / "inference",
             service_file=PROJECT_ROOT / "models" / model.name / "bentoml" / "svc_lts.py",
             classifier=folder,
         )
@@ -145,9 +171,14 @@ EPILOG = """Examples:
 @click.option("--best/--latest", "best", default=True, help="Which checkpoint.  [default: best]")
 @click.option("-t", "--time", help="Export the run of this time: YYYY-MM-DDTHH:MM:SS.")
 @click.option(
-    "--opset", type=click.IntRange(min=11), default=DEFAULT_OPSET, show_default=True,
+    "--opset", type=click.IntRange(min=11), default=OPSET, show_default=True,
     help="ONNX operator set.",
 )  # fmt: skip
+@click.option(
+    "--quantize",
+    type=click.Choice(["int8"]),
+    help="Write model.onnx in 8-bit integers, if validation rows show no harm.",
+)
 @click.option("-v", "--verbose", is_flag=True, help="Log what happens.")
 def main(
     models: list[str] | None, datasets: list[str] | None, best: bool, verbose: bool, **values: Any

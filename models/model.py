@@ -18,9 +18,13 @@ from utils.config import ModelConfig, build_config, config_to_dict
 from utils.data import Split
 from utils.decode import Floats, Predictions, ScoreHistogram, decode, join, leaf_log_probs
 from utils.errors import UserError
-from utils.files import write_json
+from utils.files import atomic_dir, write_json
 from utils.hierarchy import Hierarchy
+from utils.manifest import FILE as MANIFEST
+from utils.manifest import FORMAT, OPSET, check_opset, hashes, versions
 from utils.metrics import evaluate
+from utils.parity import NOTHING, Evidence, Judge
+from utils.tracking import TRAINED
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -31,6 +35,7 @@ Progress = Callable[[int, int], None]
 """Called with (rows done, rows in all)."""
 
 VALIDATION_CELLS = 250_000_000  # scores held while validating: 1 GB
+LIBRARIES = ("torch", "transformers", "tokenizers", "onnx", "onnxruntime", "numpy", "pystemmer")
 REFERENCE_CELLS = 20_000_000  # numbers in a reference set
 
 
@@ -151,24 +156,32 @@ class Model(ABC):
         """Take what `state` gave."""
 
     @abstractmethod
-    def write_scorer(self, folder: Path) -> dict[str, Any]:
-        """Write the files of a `Scorer` that needs no training framework.
+    def write_graph(self, folder: Path, opset: int) -> dict[str, Any]:
+        """Write model.onnx and what stands before it, for `utils.onnx_scorer.OnnxScorer`.
 
         Returns
         -------
         dict
-            Its entry in the manifest: ``kind`` and what that kind needs to be loaded.
+            The manifest's `scorer`: `file`, what the front end needs, and `stages`.
         """
 
-    def export_onnx(self, folder: Path, opset: int) -> None:
-        """Write ONNX graphs and what a consumer needs beside them.
+    @abstractmethod
+    def write_parts(self, folder: Path, opset: int) -> tuple[str, ...]:
+        """Write ``encoder/`` and ``classifier/classifier.onnx``.
 
-        Raises
-        ------
-        UserError
-            The model has no such form.
+        Returns
+        -------
+        tuple of str
+            The graphs which one after another give what model.onnx gives.
         """
-        raise UserError(f"{self.name} has no ONNX export yet. Export a service: --bento.")
+
+    @abstractmethod
+    def quantize_graph(self, source: Path, target: Path) -> dict[str, Any]:
+        """Write model.onnx in int8; return how, for the manifest."""
+
+    @abstractmethod
+    def words(self) -> list[str]:
+        """Words that it knows, to make texts of where there are no others."""
 
     # -- what every model has -------------------------------------------------------------
 
@@ -343,27 +356,111 @@ class Model(ABC):
             if not (np.isfinite(scores).all() and np.isfinite(features).all()):
                 raise ValueError("its scores are not finite")
 
-    def export_classifier(self, folder: Path) -> None:
-        """Write a self-contained classifier for `utils.classifier`: no training framework."""
-        folder.mkdir(parents=True, exist_ok=True)
-        self.write_description(folder, self.write_scorer(folder))
+    # -- export ---------------------------------------------------------------------------
 
-    def write_description(self, folder: Path, scorer: dict[str, Any]) -> None:
-        """Write hierarchy.json and manifest.json beside a scorer with this manifest entry."""
+    def export_onnx(
+        self,
+        folder: Path,
+        opset: int = OPSET,
+        *,
+        quantize: str | None = None,
+        evidence: Evidence = NOTHING,
+    ) -> None:
+        """Write the whole model as one graph, its parts, and what a consumer needs.
+
+        Parameters
+        ----------
+        opset
+            ONNX operator set.
+        quantize
+            ``"int8"`` for model.onnx in int8; the parts stay in float32.
+        evidence
+            Texts that the graphs are compared with the model on.
+
+        Raises
+        ------
+        UserError
+            A graph's answers are not those of the model, or the model has no such form. The
+            folder is then as it was.
+        """
+        check_opset(opset)
+        with atomic_dir(folder, keep=TRAINED) as temporary:
+            self._write_export(temporary, opset, quantize, evidence, parts=True)
+
+    def export_classifier(
+        self,
+        folder: Path,
+        opset: int = OPSET,
+        *,
+        quantize: str | None = None,
+        evidence: Evidence = NOTHING,
+    ) -> None:
+        """Write the same without the parts: what `utils.classifier` and services run."""
+        check_opset(opset)
+        with atomic_dir(folder) as temporary:
+            self._write_export(temporary, opset, quantize, evidence, parts=False)
+
+    def _write_export(
+        self, folder: Path, opset: int, quantize: str | None, evidence: Evidence, *, parts: bool
+    ) -> None:
+        if quantize and evidence.rows is None:
+            raise UserError(
+                f"--quantize {quantize} needs the validation rows that {self.name} was trained "
+                f"with, to measure what it costs: {evidence.origin}. Make that dataset again, or "
+                "export without --quantize."
+            )
+        from utils.onnx_scorer import OnnxScorer, front_end, open_session
+
+        entry = self.write_graph(folder, opset)
+        judge = Judge(self._score_all, self.hierarchy, self.tree, self.temperature)
+        texts = evidence.texts(self.words())
+        front, file = front_end(folder, entry), folder / entry["file"]
+        whole = OnnxScorer(front, open_session(file))
+        parity = {"origin": evidence.origin, file.name: judge.equal(file.name, whole, texts)}
+        if parts:
+            names = self.write_parts(folder, opset)
+            chain = OnnxScorer(front, *(open_session(folder / name) for name in names))
+            parity[" + ".join(names)] = judge.equal(" + ".join(names), chain, texts)
+        quantization = None
+        if quantize and evidence.rows is not None:
+            quantization = self.quantize_graph(file, small := file.with_suffix(".int8"))
+            scorer = OnnxScorer(front, open_session(small))
+            quantization["gate"] = judge.close(f"{file.name} in int8", scorer, evidence.rows)
+            small.replace(file)
+        self._write_description(folder, opset, entry, parity, quantization)
+
+    def _score_all(self, texts: Sequence[str]) -> tuple[Floats, Floats]:
+        scores, features = zip(*self.score_batches(texts), strict=True)
+        return np.concatenate(scores), np.concatenate(features)
+
+    def _write_description(
+        self,
+        folder: Path,
+        opset: int,
+        entry: dict[str, Any],
+        parity: dict[str, Any],
+        quantization: dict[str, Any] | None,
+    ) -> None:
         self.hierarchy.save(folder / "hierarchy.json")
         write_json(
-            folder / "manifest.json",
+            folder / MANIFEST,
             {
-                "format": 1,
+                "format": FORMAT,
                 "model": self.name,
                 "dataset": self.info.get("dataset", ""),
                 "temperature": self.temperature,
-                "scorer": scorer,
+                "opset": opset,
+                "scorer": entry,
+                "quantization": quantization,
+                "parity": parity,
+                "labels": [self.hierarchy.path(node) for node in self.tree.ending],
                 "score_columns": self.score_columns(),
                 "tree": {
                     "level_sizes": list(self.tree.level_sizes),
                     "parents": self.tree.parents.tolist(),
                 },
+                "versions": versions(LIBRARIES),
+                "files": hashes(folder),
                 "info": self.info,
             },
         )

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from models.model import Epoch, Model, Progress
-from utils import onnx_export
+from utils import onnx_export, quantize
 from utils.checkpoints import TRAINING, Arrays
 from utils.config import ModelConfig, key
 from utils.data import Split
@@ -26,10 +26,8 @@ from utils.decode import Floats
 from utils.distributed import team
 from utils.encoders import POOLINGS, Encoder, EncoderSpec, build_encoder, load_encoder
 from utils.errors import UserError
-from utils.files import atomic_dir
 from utils.hierarchy import Hierarchy
 from utils.tokenizer import TextTokenizer, TokenRows
-from utils.tracking import TRAINED
 from utils.training import (
     Run,
     best_device,
@@ -51,6 +49,7 @@ WINDOW_CELLS = 20_000_000  # scores held meanwhile
 GROUP = 32  # neighbouring features averaged into one column of the reference set
 CLIP = 1.0
 TOKENIZER = "tokenizer"
+PARTS = ("encoder/encoder.onnx", "classifier/classifier.onnx")
 
 PRECISIONS = ("auto", "fp32", "bf16")
 BEST_METRICS = (
@@ -495,11 +494,8 @@ class PyTorchModel(Model):
 
     # -- export ---------------------------------------------------------------------------
 
-    def write_scorer(self, folder: Path) -> dict[str, Any]:
-        """Write model.onnx and tokenizer.json for `utils.onnx_scorer.OnnxScorer`."""
-        return self._write_graph(folder, onnx_export.OPSET)
-
-    def _write_graph(self, folder: Path, opset: int) -> dict[str, Any]:
+    def write_graph(self, folder: Path, opset: int) -> dict[str, Any]:
+        """Write model.onnx and tokenizer.json."""
         network, spec = self.network.cpu().eval(), self.network.encoder.spec
         onnx_export.export_whole(network, folder / "model.onnx", opset)
         (folder / "tokenizer.json").write_text(self.tokenizer.to_json(), encoding="utf-8")
@@ -511,29 +507,24 @@ class PyTorchModel(Model):
             "max_len": self.config.max_len,
             "pad_id": spec.pad_id,
             "pooling": spec.pooling,
-            "opset": opset,
+            "stages": {
+                "outside": "texts → input_ids, attention_mask (tokenizer.json, cut at max_len)",
+                "inside": "input_ids, attention_mask → scores, features",
+            },
         }
 
-    def export_onnx(self, folder: Path, opset: int = onnx_export.OPSET) -> None:
-        """Write the whole model as one graph, and encoder and classifier as one each.
+    def write_parts(self, folder: Path, opset: int) -> tuple[str, ...]:
+        """Write encoder and classifier as a graph each."""
+        network, names = self.network.cpu().eval(), PARTS
+        files = [folder / name for name in names]
+        onnx_export.export_parts(network.encoder, network.scoring, files[0], files[1], opset)
+        self.network.to(best_device())
+        return names
 
-        Raises
-        ------
-        UserError
-            The operator set is not supported.
-        RuntimeError
-            A graph's answers are not those of the model; nothing is written then.
-        """
-        onnx_export.check_opset(opset)
-        with atomic_dir(folder, keep=TRAINED) as temporary:
-            entry = self._write_graph(temporary, opset)
-            self.write_description(temporary, entry)
-            network = self.network.cpu().eval()
-            onnx_export.export_parts(
-                network.encoder,
-                network.scoring,
-                temporary / "encoder" / "encoder.onnx",
-                temporary / "classifier" / "classifier.onnx",
-                opset,
-            )
-            self.network.to(best_device())
+    def quantize_graph(self, source: Path, target: Path) -> dict[str, Any]:
+        """Write model.onnx with weights and activations in int8."""
+        return quantize.quantize_graph(source, target)
+
+    def words(self) -> list[str]:
+        """The tokenizer's words."""
+        return self.tokenizer.words()

@@ -17,10 +17,14 @@ from utils.config import ModelConfig
 from utils.data import Split
 from utils.decode import Floats
 from utils.errors import UserError
+from utils.files import link
 from utils.hierarchy import Ints
 from utils.linear import Paths, TfidfScorer, pool
 from utils.sgd import SgdSettings
 from utils.tfidf import TfidfFeatures, TfidfSettings
+
+VOCABULARY = "encoder/tfidf.safetensors"
+CLASSIFIER = "classifier/classifier.onnx"
 
 Settings = TypeVar("Settings", TfidfSettings, SgdSettings)
 
@@ -128,6 +132,35 @@ class SklearnModel(Model):
         """Take what `state` gave."""
         self._scorer = TfidfScorer.from_state(arrays, values)
 
-    def write_scorer(self, folder: Path) -> dict[str, Any]:
-        """Write the scorer for `TfidfScorer.load`."""
-        return self.scorer.save(folder)
+    def write_graph(self, folder: Path, opset: int) -> dict[str, Any]:
+        """Write model.onnx and the vocabulary."""
+        from utils.onnx_linear import write_graph
+
+        write_graph(self.scorer, folder / "model.onnx", opset)
+        return {
+            "kind": "onnx",
+            "file": "model.onnx",
+            "vocabulary": VOCABULARY,
+            "tfidf": self.scorer.features.save(folder / VOCABULARY),
+            "feature_count": self.scorer.features.feature_count,
+            "stages": {
+                "outside": "texts → words → stems → TF-IDF rows: feature_ids, feature_values",
+                "inside": "feature_ids, feature_values → scores, features",
+            },
+        }
+
+    def write_parts(self, folder: Path, opset: int) -> tuple[str, ...]:
+        """Link the classifier, which is all that is a graph."""
+        link(folder / "model.onnx", folder / CLASSIFIER)
+        return (CLASSIFIER,)
+
+    def quantize_graph(self, source: Path, target: Path) -> dict[str, Any]:
+        """Write model.onnx with weights in int8."""
+        from utils.onnx_linear import opset_of, write_graph
+
+        write_graph(self.scorer, target, opset_of(source), int8=True)
+        return {"type": "int8", "method": "weights only", "per_channel": True}
+
+    def words(self) -> list[str]:
+        """The stems of its vocabulary."""
+        return self.scorer.features.words.words

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from utils.decode import Floats, Predictions, Scorer, decode
-from utils.errors import UserError
-from utils.files import read_json
 from utils.hierarchy import Hierarchy
+from utils.manifest import check_files, read_manifest
+from utils.onnx_scorer import OnnxScorer, files_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,9 +50,11 @@ class Classifier:
     @classmethod
     def load(cls, folder: Path) -> Classifier:
         """Read a folder that `Model.export_classifier` wrote."""
-        manifest = read_json(folder / "manifest.json")
+        manifest = read_manifest(folder)
+        entry = manifest["scorer"]
+        check_files(folder, manifest, ["hierarchy.json", *files_of(entry)])
         hierarchy = Hierarchy.load(folder / "hierarchy.json")
-        scorer = load_scorer(folder, manifest["scorer"])
+        scorer = OnnxScorer.load(folder, entry)
         return cls(scorer, hierarchy, float(manifest["temperature"]), manifest)
 
     def predict(self, texts: Sequence[str]) -> tuple[Predictions, Floats, Floats]:
@@ -80,17 +82,3 @@ class Classifier:
             levels=tuple(zip(paths[0], levels, strict=False)),
             alternatives=tuple(zip(paths, probs, strict=True)),
         )
-
-
-def load_scorer(folder: Path, entry: dict[str, Any]) -> Scorer:
-    """Load the scorer that a manifest names."""
-    kind = entry.get("kind")
-    if kind == "linear":
-        from utils.linear import TfidfScorer
-
-        return TfidfScorer.load(folder, entry)
-    if kind == "onnx":
-        from utils.onnx_scorer import OnnxScorer
-
-        return OnnxScorer.load(folder, entry)
-    raise UserError(f"{folder}: unknown kind of scorer {kind!r}.")

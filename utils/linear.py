@@ -1,23 +1,20 @@
-"""The TF-IDF and linear scorer: texts in, class scores out. No scikit-learn, no torch."""
+"""TF-IDF features times a matrix of weights: what the TF-IDF models train, test and export."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
-from utils.files import atomic_path
 from utils.tfidf import Arrays, TfidfFeatures
 
 Floats = NDArray[np.float32]
 
-FILE = "linear.safetensors"
 POOLED_FEATURES = 64
 # Scores of a batch of texts stay below this many cells (float32), whatever the number of classes.
 _BATCH_CELLS = 8_000_000
@@ -25,7 +22,7 @@ _MAX_BATCH = 4096
 # Dense weights are several times faster to multiply by; up to this many cells they are used.
 _DENSE_CELLS = 60_000_000
 # Decision values run from -1 to 1, probabilities from exp(-2) : 1 to exp(2) : 1.
-_STEEPNESS = np.float32(2)
+STEEPNESS = np.float32(2)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,10 +54,10 @@ class Paths:
         if not len(self.families):
             return decisions
         order, starts, sizes = self._order
-        ordered = _STEEPNESS * decisions[:, order]
-        top = np.maximum(np.maximum.reduceat(ordered, starts, axis=1), -_STEEPNESS)
+        ordered = STEEPNESS * decisions[:, order]
+        top = np.maximum(np.maximum.reduceat(ordered, starts, axis=1), -STEEPNESS)
         shares = np.exp(ordered - np.repeat(top, sizes, axis=1))
-        total = np.add.reduceat(shares, starts, axis=1) + np.exp(-_STEEPNESS - top)
+        total = np.add.reduceat(shares, starts, axis=1) + np.exp(-STEEPNESS - top)
         result = np.empty_like(ordered)
         result[:, order] = ordered - np.repeat(top + np.log(total), sizes, axis=1)
         return result
@@ -186,23 +183,6 @@ class TfidfScorer:
             if len(paths.families) != shape[0]:
                 raise ValueError(f"{len(paths.families)} families of {shape[0]} classifiers")
         return cls(features, weights, arrays["intercepts"], paths)
-
-    def save(self, folder: Path) -> dict[str, Any]:
-        """Write the scorer into a folder; return the entry that `load` needs."""
-        from safetensors.numpy import save_file
-
-        arrays, meta = self.state()
-        solid = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-        with atomic_path(folder / FILE) as temporary:
-            save_file(solid, temporary)
-        return {"kind": "linear", "file": FILE, **meta}
-
-    @classmethod
-    def load(cls, folder: Path, entry: dict[str, Any]) -> TfidfScorer:
-        """Read what `save` wrote; `entry` is what it returned."""
-        from safetensors.numpy import load_file
-
-        return cls.from_state(load_file(folder / entry["file"]), entry)
 
 
 def pool(matrix: sp.csr_matrix, groups: int) -> Floats:

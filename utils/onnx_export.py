@@ -1,8 +1,7 @@
-"""ONNX graphs of encoder models, each compared with the model before it counts."""
+"""ONNX graphs of encoder models."""
 
 from __future__ import annotations
 
-import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,75 +15,37 @@ from torch.jit._trace import TracerWarning
 
 from utils.errors import UserError
 
-log = logging.getLogger(__name__)
-
-OPSET = 17
-OPSETS = range(11, 21)
 FUSED_ATTENTION_OPSET = 14
-TOLERANCE = 1e-4
-SAMPLES = ((1, 5), (2, 16), (7, 5), (7, 16))
-"""(batch, tokens) of the inputs that graphs are compared on."""
-
-
-def check_opset(opset: int) -> None:
-    """Refuse operator sets that torch cannot export to."""
-    if opset not in OPSETS:
-        raise UserError(
-            f"--opset {opset} is not supported: take one from {OPSETS[0]} to {OPSETS[-1]}."
-        )
+TOKEN_AXES = {0: "batch", 1: "sequence"}
 
 
 def export_whole(network: nn.Module, path: Path, opset: int) -> None:
-    """Write (input_ids, attention_mask) → (scores, features) as one graph, and check it.
+    """Write (input_ids, attention_mask) → (scores, features) as one graph.
 
     Parameters
     ----------
     network
         Has an `encoder` with a `transformer`; on the CPU, in eval mode.
     """
-    token_axes = {0: "batch", 1: "sequence"}
-    _export(
-        network,
-        _sample(network, *SAMPLES[-1]),
-        path,
-        {"input_ids": token_axes, "attention_mask": token_axes},
-        ("scores", "features"),
-        opset,
-    )
-    for batch, tokens in SAMPLES:
-        inputs = _sample(network, batch, tokens)
-        _compare(path, network, ("input_ids", "attention_mask"), inputs)
+    inputs = dict.fromkeys(("input_ids", "attention_mask"), TOKEN_AXES)
+    _export(network, _sample(network), path, inputs, ("scores", "features"), opset)
 
 
 def export_parts(
     encoder: nn.Module, scoring: nn.Module, encoder_path: Path, scoring_path: Path, opset: int
 ) -> None:
-    """Write the encoder, (input_ids, attention_mask) → features, and the classifier over it."""
-    token_axes = {0: "batch", 1: "sequence"}
-    names = ("input_ids", "attention_mask")
-    _export(
-        encoder,
-        _sample(encoder, *SAMPLES[-1]),
-        encoder_path,
-        dict.fromkeys(names, token_axes),
-        ("encoded",),
-        opset,
-    )
+    """Write the encoder, (input_ids, attention_mask) → encoded, and the classifier over it."""
+    inputs = dict.fromkeys(("input_ids", "attention_mask"), TOKEN_AXES)
+    _export(encoder, _sample(encoder), encoder_path, inputs, ("encoded",), opset)
     with torch.inference_mode():
-        encoded = encoder(*_sample(encoder, *SAMPLES[-1])).clone()
+        encoded = encoder(*_sample(encoder)).clone()
     _export(
         scoring, (encoded,), scoring_path, {"encoded": {0: "batch"}}, ("scores", "features"), opset
     )
-    for batch, tokens in SAMPLES:
-        inputs = _sample(encoder, batch, tokens)
-        _compare(encoder_path, encoder, names, inputs)
-        with torch.inference_mode():
-            encoded = encoder(*inputs)
-        _compare(scoring_path, scoring, ("encoded",), (encoded,))
 
 
-def _sample(module: nn.Module, batch: int, tokens: int) -> tuple[Tensor, Tensor]:
-    """Token ids at random with masks of unequal length."""
+def _sample(module: nn.Module, batch: int = 7, tokens: int = 16) -> tuple[Tensor, Tensor]:
+    """Token ids at random with masks of unequal length, to trace with."""
     encoder: Any = getattr(module, "encoder", module)
     vocabulary = encoder.transformer.config.vocab_size
     draw = np.random.default_rng([batch, tokens])
@@ -104,7 +65,7 @@ def _export(
     opset: int,
 ) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with _quiet(), _attention(module, opset), torch.no_grad():
+    with _quiet(path, opset), _attention(module, opset), torch.no_grad():
         torch.onnx.export(
             module,
             inputs,
@@ -118,13 +79,21 @@ def _export(
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def _quiet(path: Path, opset: int) -> Iterator[None]:
+    """Neither warnings nor pages of graph: what fails becomes the user's error, in one line."""
     with warnings.catch_warnings():
         # The exporter is deprecated but complete, and warns of every shape it meets.
         warnings.simplefilter("ignore", DeprecationWarning)
         warnings.simplefilter("ignore", TracerWarning)
         warnings.filterwarnings("ignore", module="torch.onnx")
-        yield
+        try:
+            yield
+        except Exception as error:  # the exporter's errors share no base
+            reason = (str(error).splitlines() or [""])[0]
+            raise UserError(
+                f"{path.name} cannot be written with --opset {opset}: "
+                f"{type(error).__name__}: {reason}"
+            ) from error
 
 
 @contextmanager
@@ -140,32 +109,3 @@ def _attention(module: nn.Module, opset: int) -> Iterator[None]:
         yield
     finally:
         transformer.set_attn_implementation(before)
-
-
-def _compare(
-    path: Path, module: nn.Module, names: Sequence[str], inputs: tuple[Tensor, ...]
-) -> None:
-    """Compare a graph's values and decisions with the module's.
-
-    Raises
-    ------
-    RuntimeError
-        They differ.
-    """
-    from utils.onnx_scorer import open_session
-
-    with torch.inference_mode():
-        found = module(*inputs)
-    expected = [part.numpy() for part in (found if isinstance(found, tuple) else (found,))]
-    session = open_session(path)
-    given = session.run(
-        None, {name: part.numpy() for name, part in zip(names, inputs, strict=True)}
-    )
-    for want, have in zip(expected, given, strict=True):
-        gap = float(np.abs(want - have).max()) if want.shape == have.shape else np.inf
-        if not gap <= TOLERANCE * max(1.0, float(np.abs(want).max())):
-            raise RuntimeError(
-                f"{path.name} differs from the model by {gap:.2g} on inputs of shape "
-                f"{tuple(inputs[0].shape)}. It was not written."
-            )
-    log.info("%s agrees with the model on inputs of shape %s", path.name, inputs[0].shape)

@@ -1,22 +1,28 @@
-"""Scores texts with an ONNX graph: what serves encoder models, without torch."""
+"""Scores texts with exported ONNX graphs: what serves every model, without its framework."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import onnxruntime
 
 from utils.decode import Floats
 from utils.errors import UserError
-from utils.tokenizer import TextTokenizer
+from utils.ragged import Rows, batches_of_cells
 
-MICRO_BATCH = 16
+MICRO_BATCH = 64
+BATCH_CELLS = 768
+"""Texts are scored in batches of at most so many rows and cells: tokens, or TF-IDF features. Short
+texts gain from neighbours, long ones from fitting the caches."""
 THREADS = "KTT_THREADS"
 LOG_ERRORS = 3
+
+Session: TypeAlias = onnxruntime.InferenceSession
+FrontEnd = Callable[[Sequence[str]], Rows]
 
 
 def thread_count() -> int:
@@ -29,7 +35,7 @@ def thread_count() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
 
 
-def open_session(path: Path) -> onnxruntime.InferenceSession:
+def open_session(path: Path) -> Session:
     """Open a graph on the CPU.
 
     Raises
@@ -44,41 +50,84 @@ def open_session(path: Path) -> onnxruntime.InferenceSession:
     # Waiting threads sleep: several workers share the cores of a server.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
-        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        return Session(path, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # the runtime's exceptions share no public base
         raise UserError(f"{path} cannot be opened: {str(error).splitlines()[0]}") from error
 
 
-class OnnxScorer:
-    """A graph (input_ids, attention_mask) → (scores, features) and its tokenizer."""
+def front_end(folder: Path, entry: dict[str, Any]) -> FrontEnd:
+    """What stands before the graph: texts to rows of its input.
 
-    def __init__(self, session: onnxruntime.InferenceSession, tokenizer: TextTokenizer) -> None:
-        self._session = session
-        self._tokenizer = tokenizer
-        self._widths = [int(output.shape[1]) for output in session.get_outputs()]
+    Parameters
+    ----------
+    entry
+        The manifest's `scorer`.
+    """
+    if "tokenizer" in entry:
+        from utils.tokenizer import TextTokenizer
+
+        definition = (folder / entry["tokenizer"]).read_text(encoding="utf-8")
+        return TextTokenizer(definition, int(entry["max_len"]), int(entry["pad_id"]))
+    if "vocabulary" in entry:
+        from utils.tfidf import TfidfFeatures
+
+        return TfidfFeatures.load(folder / entry["vocabulary"], entry["tfidf"]).rows
+    raise UserError(f"{folder}: its manifest names no front end. Export again.")
+
+
+def files_of(entry: dict[str, Any]) -> list[str]:
+    """Files that `OnnxScorer.load` reads."""
+    return [entry[key] for key in ("file", "tokenizer", "vocabulary") if key in entry]
+
+
+class OnnxScorer:
+    """A front end and a graph → (scores, features).
+
+    Parameters
+    ----------
+    front
+        Texts to rows.
+    graphs
+        Usually one; of several, each takes what the one before gives, by name.
+    """
+
+    def __init__(self, front: FrontEnd, *graphs: Session) -> None:
+        self._front = front
+        self._graphs = graphs
+        self._widths = [int(output.shape[1]) for output in graphs[-1].get_outputs()]
 
     @classmethod
     def load(cls, folder: Path, entry: dict[str, Any]) -> OnnxScorer:
-        """Open what `write_scorer` of an encoder model wrote.
+        """Open an exported folder; `entry` is its manifest's `scorer`."""
+        return cls(front_end(folder, entry), open_session(folder / entry["file"]))
 
-        Parameters
-        ----------
-        entry
-            The manifest's: `file`, `tokenizer`, `max_len`, `pad_id`.
+    def encode(self, texts: Sequence[str]) -> Rows:
+        """Turn texts into rows: all that happens before the graph, and free of it.
+
+        May run in a thread of its own, ahead of `run`.
         """
-        definition = (folder / entry["tokenizer"]).read_text(encoding="utf-8")
-        tokenizer = TextTokenizer(definition, int(entry["max_len"]), int(entry["pad_id"]))
-        return cls(open_session(folder / entry["file"]), tokenizer)
+        return self._front(texts)
+
+    def run(self, rows: Rows) -> tuple[Floats, Floats]:
+        """Score rows, in order: scores (rows, columns) and pooled features (rows, features)."""
+        scores, features = (
+            np.empty((len(rows), width), dtype=np.float32) for width in self._widths
+        )
+        for batch in self.batches(rows):
+            scores[batch], features[batch] = self._run_graphs(rows.inputs(batch))
+        return scores, features
+
+    def batches(self, rows: Rows) -> Iterator[np.ndarray[Any, np.dtype[np.int64]]]:
+        """Rows in batches of similar length."""
+        return batches_of_cells(rows.lengths, BATCH_CELLS, MICRO_BATCH)
+
+    def _run_graphs(self, inputs: dict[str, Any]) -> list[Any]:
+        for graph in self._graphs:
+            names = [output.name for output in graph.get_outputs()]
+            outputs = graph.run(names, inputs)
+            inputs = dict(zip(names, outputs, strict=True))
+        return [inputs["scores"], inputs["features"]]
 
     def score(self, texts: Sequence[str]) -> tuple[Floats, Floats]:
         """Score texts, in order: scores (rows, columns) and pooled features (rows, features)."""
-        rows = self._tokenizer(texts)
-        scores, features = (
-            np.empty((len(texts), width), dtype=np.float32) for width in self._widths
-        )
-        for batch in rows.batches(MICRO_BATCH):
-            ids, mask = rows.padded(batch)
-            scores[batch], features[batch] = self._session.run(
-                ["scores", "features"], {"input_ids": ids, "attention_mask": mask}
-            )
-        return scores, features
+        return self.run(self.encode(texts))

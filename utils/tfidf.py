@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import count
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -18,6 +19,8 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from utils.config import key
+from utils.files import atomic_path
+from utils.ragged import padded
 from utils.text import TokenStream, boundary_ngrams, stem, stemmers, token_stream
 
 Arrays = dict[str, NDArray[Any]]
@@ -217,6 +220,30 @@ def _cut(words: list[str], shortest: int, longest: int, place: Callable[[str], i
     return cut
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TfidfRows:
+    """Feature rows as a graph takes them."""
+
+    matrix: sp.csr_matrix
+
+    def __len__(self) -> int:
+        return int(self.matrix.shape[0])
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Features per text; shape (rows,)."""
+        return np.diff(self.matrix.indptr).astype(np.int64)
+
+    def inputs(self, rows: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+        """Ids and values of some rows' features, padded with a feature of no weight."""
+        starts, width = self.matrix.indptr, self.matrix.shape[1]
+        ids = padded(self.matrix.indices, starts, rows, width)
+        values = padded(self.matrix.data, starts, rows, 0)
+        if not ids.shape[1]:  # no text has any
+            ids, values = np.full((len(rows), 1), width), np.zeros((len(rows), 1), np.float32)
+        return {"feature_ids": ids.astype(np.int64), "feature_values": values}
+
+
 class TfidfFeatures:
     """Turns texts into rows of length one of a sparse float32 matrix."""
 
@@ -270,6 +297,26 @@ class TfidfFeatures:
         starts = np.array([0, len(self.words)]) if self.chars is not None else np.array([0])
         _normalise(counts, starts)
         return counts
+
+    def rows(self, texts: Iterable[str]) -> TfidfRows:
+        """The same as rows for a graph."""
+        return TfidfRows(matrix=self.transform(texts))
+
+    def save(self, path: Path) -> dict[str, Any]:
+        """Write the vocabulary to a file; return the settings that `load` needs."""
+        from safetensors.numpy import save_file
+
+        arrays, settings = self.state()
+        with atomic_path(path) as temporary:
+            save_file({name: np.ascontiguousarray(a) for name, a in arrays.items()}, temporary)
+        return settings
+
+    @classmethod
+    def load(cls, path: Path, settings: dict[str, Any]) -> TfidfFeatures:
+        """Read what `save` wrote."""
+        from safetensors.numpy import load_file
+
+        return cls.from_state(load_file(path), settings)
 
     def state(self) -> tuple[Arrays, dict[str, Any]]:
         """Return arrays and plain values that `from_state` rebuilds this from."""

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
 
 from utils.errors import UserError
+from utils.ragged import padded
 
 Tokens = NDArray[np.int64]
 
@@ -61,12 +62,14 @@ class TokenRows:
         ids, mask
             Shapes (rows, longest), int64.
         """
-        lengths = self.lengths[rows]
-        place = np.arange(int(lengths.max(initial=0)))
-        there = place < lengths[:, None]
-        ids = np.full(there.shape, self.pad_id, dtype=np.int64)
-        ids[there] = self.ids[(self.starts[:-1][rows, None] + place)[there]]
-        return ids, there.astype(np.int64)
+        ids = padded(self.ids, self.starts, rows, self.pad_id).astype(np.int64)
+        mask = np.arange(ids.shape[1]) < self.lengths[rows, None]
+        return ids, mask.astype(np.int64)
+
+    def inputs(self, rows: NDArray[np.int64]) -> dict[str, Tokens]:
+        """The same by the names of a graph's inputs."""
+        ids, mask = self.padded(rows)
+        return {"input_ids": ids, "attention_mask": mask}
 
     def batches(self, size: int) -> Iterator[NDArray[np.int64]]:
         """Rows in batches of similar length, longest first, so that little is padded."""
@@ -107,6 +110,11 @@ class TextTokenizer:
     def to_json(self) -> str:
         """Content of a tokenizer.json that cuts texts as this does, and pads none."""
         return str(self._tokenizer.to_str(pretty=False))
+
+    def words(self) -> list[str]:
+        """Whatever it has a token for, in the order of their ids."""
+        vocabulary = self._tokenizer.get_vocab()
+        return sorted(vocabulary, key=vocabulary.__getitem__)
 
     def __call__(self, texts: Sequence[str]) -> TokenRows:
         """Tokenise texts, with the special tokens and truncation."""

@@ -1,0 +1,87 @@
+"""The manifest of an exported folder: what it was made with, and the hash of every file."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from collections.abc import Iterable
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from utils.errors import UserError
+from utils.files import read_json
+
+FILE = "manifest.json"
+FORMAT = 2
+OPSET = 17
+OPSETS = range(11, 21)
+
+
+def check_opset(opset: int) -> None:
+    """Refuse operator sets that graphs cannot be written in."""
+    if opset not in OPSETS:
+        raise UserError(
+            f"--opset {opset} is not supported: take one from {OPSETS[0]} to {OPSETS[-1]}."
+        )
+
+
+def versions(libraries: Iterable[str]) -> dict[str, str]:
+    """Versions of Python and of those libraries that are installed."""
+    found = {"python": platform.python_version()}
+    for library in libraries:
+        try:
+            found[library] = metadata.version(library)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def hashes(folder: Path) -> dict[str, dict[str, Any]]:
+    """Size and sha256 of every file but the manifest, by path within the folder."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != FILE)
+    return {
+        path.relative_to(folder).as_posix(): {
+            "bytes": path.stat().st_size,
+            "sha256": _sha256(path),
+        }
+        for path in files
+    }
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Read the manifest of an exported folder.
+
+    Raises
+    ------
+    UserError
+        There is none, or one of another version of the toolkit.
+    """
+    manifest = read_json(folder / FILE)
+    found = manifest.get("format") if isinstance(manifest, dict) else None
+    if found != FORMAT:
+        raise UserError(
+            f"{folder / FILE} has format {found}, this version of KTT reads {FORMAT}. Export again."
+        )
+    return dict(manifest)
+
+
+def check_files(folder: Path, manifest: dict[str, Any], names: Iterable[str]) -> None:
+    """Make sure that files are those that were exported.
+
+    Raises
+    ------
+    UserError
+        One is missing, or is another.
+    """
+    for name in names:
+        known = manifest["files"].get(name, {})
+        if not (folder / name).is_file():
+            raise UserError(f"{folder / name} is missing. Export again.")
+        if _sha256(folder / name) != known.get("sha256"):
+            raise UserError(f"{folder / name} is not the file that was exported. Export again.")
