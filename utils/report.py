@@ -74,13 +74,12 @@ def report_html(
     str
         HTML that needs no other file and no network. Names and texts are escaped.
     """
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from jinja2 import Environment, FileSystemLoader
     from markupsafe import Markup
 
     rooms = Environment(
-        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
+        loader=FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
     rooms.filters |= {"percent": percent, "number": number, "duration": duration}
     style, script = ((TEMPLATES / name).read_text("utf-8") for name in ("report.css", "report.js"))
     values = _tested(predictions, split, metrics) if len(split) else {}
@@ -171,7 +170,11 @@ def learning_curves(info: Values) -> list[Values]:
         series = [
             Series(
                 name=name.replace("_", " "),
-                points=[(entry["epoch"], entry[name]) for entry in history if name in entry],
+                points=[
+                    (entry["epoch"], entry[name])
+                    for entry in history
+                    if math.isfinite(entry.get(name, math.nan))
+                ],
             )
             for name in names
             if any(name in entry for entry in history)
@@ -367,7 +370,8 @@ def reliability_figure(predictions: Predictions, split: Split) -> Values:
             for b in bins
         ]
         points = [(b["confidence"], b["accuracy"]) for b in bins]
-        lines.append(Series(name=name, points=points, notes=notes))
+        weights = [math.sqrt(b["rows"] / rows.max()) for b in bins]
+        lines.append(Series(name=name, points=points, notes=notes, weights=weights))
         tables.append({"name": name, "bins": bins, "counts": rows.tolist()})
     svg = reliability_chart(lines, [table["counts"] for table in tables])
     return {"svg": svg, "names": list(sides), "tables": tables}

@@ -17,11 +17,20 @@ STEPS = (1.0, 2.0, 2.5, 5.0, 10.0)
 
 @dataclass(frozen=True, kw_only=True)
 class Series:
-    """A line with a dot per point; `note` says per point what a reader sees on hovering."""
+    """A line with a dot per point.
+
+    Parameters
+    ----------
+    notes
+        What a reader sees on pointing at each dot; its value if nothing is given.
+    weights
+        How much each point counts, from 0 to 1: its dot's size.
+    """
 
     name: str
     points: Sequence[Point]
     notes: Sequence[str] = ()
+    weights: Sequence[float] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +84,7 @@ def line_chart(
         Where on the x axis a vertical line stands.
     """
     xs = [x for line in series for x, _ in line.points]
-    ys = [y for line in series for _, y in line.points if math.isfinite(y)]
+    ys = [y for line in series for _, y in line.points]
     last = max(xs)
     whole = sorted({round(tick) for tick in nice_ticks(1, max(last, 2), 5)})
     x_ticks = tuple(float(tick) for tick in whole if 1 <= tick <= last)
@@ -135,13 +144,13 @@ def _frame(x: Axis, y: Axis, x_label: str) -> Iterator[str]:
 
 
 def _drawn(line: Series, place: int, x: Axis, y: Axis) -> Iterator[str]:
-    points = [(x(a), y(b)) for a, b in line.points if math.isfinite(b)]
-    path = " ".join(f"{a},{b}" for a, b in points)
+    path = " ".join(f"{x(a)},{y(b)}" for a, b in line.points)
     yield f'<polyline class="line s{place}" points="{path}"/>'
     notes = line.notes or [f"{line.name}: {y.label(b)}" for _, b in line.points]
-    for (a, b), note in zip(points, notes, strict=False):
+    weights = line.weights or [0.5] * len(line.points)
+    for (a, b), note, weight in zip(line.points, notes, weights, strict=True):
         yield (
-            f'<circle class="dot s{place}" cx="{a}" cy="{b}" r="3">'
+            f'<circle class="dot s{place}" cx="{x(a)}" cy="{y(b)}" r="{1.5 + 3 * weight:.1f}">'
             f"<title>{escape(note)}</title></circle>"
         )
 

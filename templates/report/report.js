@@ -50,11 +50,11 @@
   }
 
   function select() {
-    const words = byId("filter").value.toLowerCase().split(/\s+/).filter(Boolean);
+    const part = byId("filter").value.trim().toLowerCase();
     const level = Number(byId("level").value);
     state.shown = rows
       .filter((row) => !level || row[1] === level)
-      .filter((row) => words.every((word) => row[0].toLowerCase().includes(word)))
+      .filter((row) => row[0].toLowerCase().includes(part))
       .sort(compare);
     state.page = 0;
     draw();
