@@ -304,9 +304,7 @@ def test_loss_of_awx_is_the_one_of_the_design() -> None:
     weights = 1 - np.linspace(0.2, -0.2, tree.depth)
     for row in range(9):
         answer = formula(outputs[-1][row : row + 1], tree, 5)
-        want = functional.binary_cross_entropy(
-            answer, targets_of(tree, codes)[row : row + 1]
-        )
+        want = functional.binary_cross_entropy(answer, targets_of(tree, codes)[row : row + 1])
         for h, level in enumerate(outputs):
             want = want - 0.6 * weights[h] * level[row].log_softmax(0)[codes[row, h]]
         assert head.loss(outputs, codes)[row].item() == pytest.approx(want.item(), rel=1e-4)
