@@ -46,12 +46,17 @@ class CHMCNN(TargetHead):
     def build(self, features: int) -> None:
         """Make the layers."""
         hidden = [self.config.h_hidden_dim] * (self.config.h_layer_count - 1)
-        first, *others = pairwise([features, *hidden, self.tree.class_count])
-        layers: list[nn.Module] = [nn.Linear(*first)]
-        for sizes in others:
+        layers: list[nn.Module] = []
+        for inputs, outputs in pairwise([features, *hidden]):
             nonlinear = NONLINEARITIES[self.config.h_nonlinear]()
-            layers += [nonlinear, nn.Dropout(self.config.dropout), nn.Linear(*sizes)]
-        self.layers = nn.Sequential(*layers)
+            layers += [nn.Linear(inputs, outputs), nonlinear, nn.Dropout(self.config.dropout)]
+        last = nn.Linear([features, *hidden][-1], self.tree.class_count)
+        # Start at about as many true classes as there are, one per level: from one half for each
+        # of thousands, most of the first epoch would go into learning that.
+        sizes = torch.tensor(self.tree.level_sizes)
+        with torch.no_grad():
+            last.bias.copy_(-sizes.log().repeat_interleave(sizes))
+        self.layers = nn.Sequential(*layers, last)
         self.pool = TreePool(self.tree)
 
     def forward(self, features: Tensor) -> Tensor:
