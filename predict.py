@@ -127,7 +127,8 @@ EPILOG = """Examples:
 )  # fmt: skip
 @click.option(
     "--runtime", type=click.Choice(RUNTIMES),
-    help="The ONNX export or the checkpoint.  [default: the export if it is of this checkpoint]",
+    help="The ONNX export, or the checkpoint.  [default: an encoder's export if it is of this "
+    "checkpoint, else the checkpoint]",
 )  # fmt: skip
 @click.option("--time", help="Take the run of this time: YYYY-MM-DDTHH:MM:SS.  [default: newest]")
 @click.option("-c", "--cpu", is_flag=True, help="Use the CPU even where there is a GPU.")

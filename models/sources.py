@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from models import model_class
 from utils.checkpoints import checkpoint_meta, find_checkpoint, runs
@@ -30,7 +30,8 @@ def open_source(
     time
         Of the run; None for the newest.
     runtime
-        ``"onnx"``, ``"torch"``, or None for the export if it is of that run, else the checkpoint.
+        ``"onnx"``, ``"torch"``, or None for the quicker: an encoder's export if it is of that run,
+        else the checkpoint.
 
     Raises
     ------
@@ -47,11 +48,17 @@ def open_source(
         return from_export(folder)  # an export that travelled alone
     checkpoint = find_checkpoint(layout, model, dataset, "best", time)
     difference = _difference(exported, checkpoint)
-    if not difference:
+    if not difference and (runtime or not is_linear(exported)):
         return from_export(folder)
     if runtime == "onnx":
         raise _no_export(folder, model, dataset, f"The ONNX export is of {difference}")
-    return from_checkpoint(checkpoint, model, f" (the ONNX export is of {difference})")
+    remark = f" (the ONNX export is of {difference})" if difference else ""
+    return from_checkpoint(checkpoint, model, remark)
+
+
+def is_linear(manifest: dict[str, Any]) -> bool:
+    """Whether an export is of a TF-IDF model: its graph takes seven times as long as the model."""
+    return "vocabulary" in manifest.get("scorer", {})
 
 
 def _no_export(folder: Path, model: str, dataset: str, reason: str) -> UserError:
@@ -73,18 +80,18 @@ def _difference(manifest: dict[str, Any], checkpoint: Path) -> str:
 def from_export(folder: Path) -> Source:
     """Open a folder that export.py wrote."""
     from utils.classifier import Classifier
+    from utils.onnx_scorer import OnnxScorer
 
     found = Classifier.load(folder)
-    manifest = found.manifest
+    manifest, scorer = found.manifest, cast(OnnxScorer, found.scorer)
     checkpoint = str(manifest.get("info", {}).get("checkpoint", "an unknown checkpoint"))
     precision = "int8" if manifest.get("quantization") else "fp32"
-    scorer: Any = found.scorer
     return Source(
         hierarchy=found.hierarchy,
         tree=found.tree,
         temperature=found.temperature,
-        encode=getattr(scorer, "encode", list),
-        run=getattr(scorer, "run", scorer.score),
+        encode=scorer.encode,
+        run=scorer.run,
         checkpoint=checkpoint,
         description=f"the ONNX export ({precision}) of {checkpoint} in {folder}",
     )

@@ -301,21 +301,44 @@ def test_names_of_columns(tmp_path: Path, model: Any) -> None:
 def test_an_export_of_other_weights_is_not_used(
     layout: Layout, encoder: Path, tmp_path: Path
 ) -> None:
-    model = train(layout, QUICK, "tiny", encoder)
+    model = train(layout, "db_linear", "tiny", encoder)
     source = table(tmp_path, "csv")
-    refused(run(source, "--runtime", "onnx"), "no ONNX export", f"export.py -m {QUICK} -d tiny")
+
+    def says(*arguments: str) -> str:
+        return ran(source, *arguments, name="db_linear").stderr
+
+    def refuses(*arguments: str, parts: tuple[str, ...]) -> None:
+        refused(run(source, *arguments, name="db_linear"), *parts)
+
+    fix = "export.py -m db_linear -d tiny"
+    assert "with checkpoint" in says()
+    refuses("--runtime", "onnx", parts=("no ONNX export", fix))
     model.info["checkpoint"] = f"best_{TIME}.pt"
-    folder = layout.output(QUICK, "tiny")
+    folder = layout.output("db_linear", "tiny")
     model.export_classifier(folder)
-    assert "ONNX export" in ran(source).stderr
-    assert "with checkpoint" in ran(source, "--runtime", "torch").stderr
+    assert "with the ONNX export" in says()
+    assert "with checkpoint" in says("--runtime", "torch")
     manifest = json.loads((folder / "manifest.json").read_text())
     for change in ({"checkpoint": "best_2025-01-01T00:00:00.pt"}, {"epoch": 7}):
         other = manifest | {"info": manifest["info"] | change}
         (folder / "manifest.json").write_text(json.dumps(other))
-        assert "with checkpoint" in ran(source).stderr
-        refused(run(source, "--runtime", "onnx"), "export is of", "export.py")
-    refused(run(source, "--time", "2025"), "no 'best' checkpoint", "2025")
+        assert "with checkpoint" in says()
+        refuses("--runtime", "onnx", parts=("export is of", fix))
+    refuses("--time", "2025", parts=("no 'best' checkpoint", "2025"))
+    for path in layout.weight_dir("db_linear", "tiny").iterdir():
+        path.unlink()
+    assert "with the ONNX export" in says()  # one that travelled alone
+
+
+def test_a_linear_model_answers_quicker_from_its_checkpoint(
+    layout: Layout, encoder: Path, tmp_path: Path
+) -> None:
+    model = train(layout, QUICK, "tiny", encoder)
+    model.info["checkpoint"] = f"best_{TIME}.pt"
+    model.export_classifier(layout.output(QUICK, "tiny"))
+    source = table(tmp_path, "csv")
+    assert "with checkpoint" in ran(source).stderr
+    assert "with the ONNX export" in ran(source, "--runtime", "onnx").stderr
 
 
 # -- mistakes -----------------------------------------------------------------------------
