@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import gzip
 import io
@@ -426,7 +427,10 @@ def test_standard_input_to_standard_output(root: Path, model: Any) -> None:
     refused(run("-", stdin=b""), "standard input is empty")
 
 
-def test_a_killed_run_leaves_no_output(root: Path, model: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_a_run_that_is_stopped_leaves_no_output(
+    root: Path, model: Any, tmp_path: Path, how: signal.Signals
+) -> None:
     target = tmp_path / "out" / "answers.jsonl"
     process = start(root, "-", "-o", target, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL)
     assert process.stdin
@@ -436,10 +440,21 @@ def test_a_killed_run_leaves_no_output(root: Path, model: Any, tmp_path: Path) -
         process.stdin.write(lines * 100)
         assert process.poll() is None
         assert time.monotonic() < limit
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.send_signal(how)
+    assert process.wait(60) != 0  # though its input is still open
+    with contextlib.suppress(BrokenPipeError):
+        process.stdin.close()
     assert not target.exists()
-    process.stdin.close()
+    assert how == signal.SIGKILL or not list(target.parent.iterdir())
+
+
+def test_a_full_disk_behind_standard_output_is_one_line(root: Path, model: Any) -> None:
+    with open("/dev/full", "wb") as full:
+        process = start(root, "-", stdin=subprocess.PIPE, stdout=full, stderr=subprocess.PIPE)
+        _, err = process.communicate(json.dumps({"text": TEXTS[0]}).encode())
+    assert process.returncode == 1
+    assert b"Error: Cannot write to standard output: No space left" in err
+    assert b"Traceback" not in err
 
 
 # -- threads ------------------------------------------------------------------------------

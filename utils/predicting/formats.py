@@ -135,8 +135,13 @@ def open_input(path: Path | None) -> Iterator[Input]:
 def open_output(path: Path | None) -> Iterator[IO[bytes]]:
     """A stream to a file that appears when all is written, or to standard output for None."""
     if path is None:
-        yield sys.stdout.buffer
-        sys.stdout.buffer.flush()
+        try:
+            yield sys.stdout.buffer
+            sys.stdout.buffer.flush()
+        except BrokenPipeError:
+            raise  # who reads has had enough
+        except OSError as error:
+            raise UserError(f"Cannot write to standard output: {error.strerror}.") from error
         return
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         if path.suffix.lower() == GZIP:

@@ -25,6 +25,7 @@ WINDOW_CELLS = 8_000_000
 """Scores per window; decoding holds several arrays of this size."""
 AHEAD = 1  # windows that wait between two steps
 _POLL = 0.1  # seconds
+_PATIENCE = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +102,7 @@ def ahead(items: Iterable[T], depth: int = AHEAD) -> Generator[T, None, None]:
             yield value
     finally:
         stopped.set()
-        thread.join()
+        thread.join(_PATIENCE)  # it may wait for a terminal's next line
 
 
 def answers(
