@@ -128,8 +128,7 @@ def _decisions(graph: Graph, scorer: TfidfScorer, values: str, *, int8: bool) ->
     if int8:
         scale = _scales(by_feature)
         by_feature.data = np.rint(by_feature.data / scale[by_feature.indices]).astype(np.int8)
-    cells = by_feature.shape[0] * width
-    if by_feature.nnz * 2 > cells or (graph.opset < SCATTER_OPSET and _fits(cells, graph.opset)):
+    if _is_dense(by_feature, graph.opset):
         product = _dense_product(graph, by_feature, values)
     else:
         product = _sparse_product(graph, by_feature)
@@ -138,13 +137,22 @@ def _decisions(graph: Graph, scorer: TfidfScorer, values: str, *, int8: bool) ->
     return graph.op("Add", product, graph.constant(intercepts, "intercepts"))
 
 
-def _fits(cells: int, opset: int) -> bool:
-    if cells > DENSE_CELLS:
+def _is_dense(weights: sp.csr_matrix, opset: int) -> bool:
+    """Whether a table with a cell for every weight is faster, and not too large.
+
+    Raises
+    ------
+    UserError
+        It is too large, but there is no other way.
+    """
+    cells = weights.shape[0] * weights.shape[1]
+    if opset < SCATTER_OPSET and cells > DENSE_CELLS:
         raise UserError(
             f"--opset {opset} has no sparse products, and {cells:,} weights are too many for a "
             f"dense one ({DENSE_CELLS:,}). Take --opset {SCATTER_OPSET} or above."
         )
-    return True
+    few = weights.nnz * 20 <= cells
+    return opset < SCATTER_OPSET or (cells <= DENSE_CELLS and not few)
 
 
 def _scales(weights: sp.csr_matrix) -> NDArray[np.float32]:
@@ -158,17 +166,32 @@ def _floats(graph: Graph, weights: str) -> str:
 
 
 def _dense_product(graph: Graph, weights: sp.csr_matrix, values: str) -> str:
-    table = graph.constant(weights.toarray(), "weights")
-    rows = _floats(graph, graph.op("Gather", table, INPUTS[0]))
+    rows = _floats(graph, graph.op("Gather", _table(graph, weights), INPUTS[0]))
     product = graph.op("MatMul", values, rows)
     return graph.op("Reshape", product, graph.ints(-1, weights.shape[1]))
+
+
+def _table(graph: Graph, weights: sp.csr_matrix) -> str:
+    """Weights by feature and classifier, dense; if most are 0, the file holds the others only.
+
+    A runtime that folds constants, as ONNX Runtime does, spreads them out once, at its start.
+    """
+    features, columns = weights.shape
+    if weights.nnz * 2 > features * columns:
+        return graph.constant(weights.toarray(), "weights")
+    found = weights.tocoo()
+    places = (found.row.astype(np.int64) * columns + found.col).astype(np.int32)
+    zeros = _zeros(graph, graph.ints(features * columns), weights.dtype)
+    stored = graph.constant(found.data, "weights")
+    table = graph.op("ScatterElements", zeros, graph.constant(places, "places"), stored, axis=0)
+    return graph.op("Reshape", table, graph.ints(features, columns))
 
 
 def _sparse_product(graph: Graph, weights: sp.csr_matrix) -> str:
     """Go through the stored weights of each feature of each row, and through no others.
 
-    The weights of all features lie in a row; ``owner`` tells for each of the weights that are
-    touched which cell of the input it is for: the number of cells that end before it.
+    The weights of all features lie in a row. `owner` tells for each weight that is touched which
+    cell of the input it is for: the number of cells whose weights end before it.
     """
     columns = weights.shape[1]
     place = np.uint16 if columns <= np.iinfo(np.uint16).max else np.int32
@@ -177,28 +200,30 @@ def _sparse_product(graph: Graph, weights: sp.csr_matrix) -> str:
     starts = graph.constant(weights.indptr[:-1].astype(np.int64), "starts")
     counts = graph.constant(np.diff(weights.indptr).astype(np.int64), "counts")
     ids = graph.op("Reshape", INPUTS[0], graph.ints(-1))
-    values = graph.op("Reshape", INPUTS[1], graph.ints(-1))
-    zero, one = graph.constant(np.int64(0)), graph.constant(np.int64(1))
+    zero, one, width = (graph.constant(np.int64(number)) for number in (0, 1, columns))
 
     sizes = graph.op("Gather", counts, ids)
     ends = graph.op("CumSum", sizes, zero)
-    touched = graph.op("ReduceMax", graph.op("Concat", ends, graph.ints(0), axis=0), keepdims=0)
-    marks = _zeros(graph, graph.op("Add", touched, one), np.int64)
+    total = graph.op("ReduceMax", graph.op("Concat", ends, graph.ints(0), axis=0), keepdims=0)
+    marks = _zeros(graph, graph.op("Add", total, one), np.int64)
     marks = _add_at(graph, marks, ends, graph.op("Expand", one, graph.op("Shape", ends)))
-    every = graph.op("Range", zero, touched, one)
-    owner = graph.op("Gather", graph.op("CumSum", marks, zero), every)
+    until = graph.op("Reshape", total, graph.ints(1))
+    owner = graph.op("Slice", graph.op("CumSum", marks, zero), graph.ints(0), until)
     shift = graph.op("Sub", graph.op("Gather", starts, ids), graph.op("Sub", ends, sizes))
-    there = graph.op("Add", every, graph.op("Gather", shift, owner))
+    there = graph.op("Add", graph.op("Range", zero, total, one), graph.op("Gather", shift, owner))
 
+    values = graph.op("Reshape", INPUTS[1], graph.ints(-1))
     found = _floats(graph, graph.op("Gather", stored, there))
     shares = graph.op("Mul", found, graph.op("Gather", values, owner))
     shape = graph.op("Shape", INPUTS[0])
     batch, length = (graph.op("Gather", shape, graph.ints(axis)) for axis in (0, 1))
-    width = graph.ints(columns)
-    row = graph.op("Mul", graph.op("Div", owner, length), width)
+    cell = graph.op("Range", zero, graph.op("Size", ids), one)
+    base = graph.op("Mul", graph.op("Div", cell, length), width)
     column = graph.op("Cast", graph.op("Gather", classifiers, there), to=TensorProto.INT64)
-    cells = _zeros(graph, graph.op("Mul", batch, width), np.float32)
-    product = _add_at(graph, cells, graph.op("Add", row, column), shares)
+    places = graph.op("Add", graph.op("Gather", base, owner), column)
+    product = _add_at(
+        graph, _zeros(graph, graph.op("Mul", batch, width), np.float32), places, shares
+    )
     return graph.op("Reshape", product, graph.ints(-1, columns))
 
 
