@@ -230,6 +230,17 @@ def test_int8_is_smaller_and_its_figures_are_in_the_manifest(
     assert {p.name for p in (tmp_path / "out").iterdir()} == {p.name for p in exported.iterdir()}
 
 
+def towards(model: Model, texts: list[str]) -> np.ndarray:
+    """What added to scores makes each answer one that the model gave seldom or never."""
+    tree, answers = model.tree, model.predict(texts).top[:, 0]
+    rare = int(np.bincount(answers, minlength=tree.level_sizes[-1]).argmin())
+    bias = np.zeros(scores_of(model, ["x"])[0].shape[1], dtype=np.float32)
+    path = tree.path_codes[tree.level_slice(tree.depth - 1)][rare]
+    flat = len(bias) == tree.level_sizes[-1]
+    bias[rare if flat else path + tree.level_offsets[:-1]] = 1e4
+    return bias
+
+
 def test_int8_that_changes_decisions_is_refused_with_figures(
     model: Model, evidence: Evidence, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -237,14 +248,16 @@ def test_int8_that_changes_decisions_is_refused_with_figures(
     model.export_onnx(folder, evidence=evidence)
     before = (folder / "model.onnx").read_bytes()
     quantize = model.quantize_graph
+    assert evidence.rows is not None
+    bias = towards(model, evidence.rows.texts)
 
     def bad(source: Path, target: Path, *more: Any) -> dict[str, Any]:
         how = quantize(source, target, *more)
         graph = onnx.load(target)
         last = next(node for node in graph.graph.node if "scores" in node.output)
         last.output[0] = "right"
-        graph.graph.initializer.append(numpy_helper.from_array(np.float32(-50), "turn"))
-        graph.graph.node.append(onnx.helper.make_node("Mul", ["right", "turn"], ["scores"]))
+        graph.graph.initializer.append(numpy_helper.from_array(bias, "bias"))
+        graph.graph.node.append(onnx.helper.make_node("Add", ["right", "bias"], ["scores"]))
         onnx.save(graph, target)
         return how
 
