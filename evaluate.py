@@ -14,6 +14,7 @@ from models import MODELS
 from utils import cli
 from utils.errors import UserError, unknown
 from utils.paths import Layout
+from utils.predicting import RUNTIMES
 
 if TYPE_CHECKING:
     from utils.data import Split
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from utils.hierarchy import Hierarchy, Ints
     from utils.predicting.pipeline import Source
 
-RUNTIMES = ("onnx", "torch")
 SPLITS = ("train", "val", "test")
 
 
@@ -78,6 +78,17 @@ def answered(source: Source, split: Split, progress: Any = None) -> Predictions:
     return join(parts)
 
 
+def load_split(layout: Layout, name: str, split: str) -> tuple[Split, Hierarchy]:
+    """The rows to score, and the tree that their codes are of."""
+    from utils.data import load_dataset
+
+    data = load_dataset(layout, name)
+    rows = data.splits()[split]
+    if not len(rows):
+        raise UserError(f"The {split} split of dataset {name!r} has no rows.")
+    return rows, data.hierarchy
+
+
 def evaluate_pair(
     layout: Layout, model: str, dataset: str, options: dict[str, Any]
 ) -> tuple[dict[str, float], Path]:
@@ -89,38 +100,32 @@ def evaluate_pair(
         The figures, and the file that they were written to.
     """
     from models.sources import open_source
-    from utils.data import Split, load_dataset
+    from utils.data import Split
     from utils.files import write_json
     from utils.metrics import evaluate
 
-    other = options["on"] or dataset
-    data = load_dataset(layout, other)
-    split = data.splits()[options["split"]]
-    if not len(split):
-        raise UserError(f"The {options['split']} split of dataset {other!r} has no rows.")
+    other, split = options["on"] or dataset, options["split"]
+    rows, hierarchy = load_split(layout, other, split)
     source = open_source(layout, model, dataset, time=options["time"], runtime=options["runtime"])
     names = (other, f"{model} · {dataset}")
-    codes = mapped_codes(split.codes, data.hierarchy, source.hierarchy, names)
-    split = Split(texts=split.texts, codes=codes)
-    cli.say(f"Scoring {len(split):,} {options['split']} rows of {other} with {source.description}")
+    codes = mapped_codes(rows.codes, hierarchy, source.hierarchy, names)
+    cli.say(f"Scoring {len(rows):,} {split} rows of {other} with {source.description}")
     with cli.progress("Scoring") as progress:
-        metrics = evaluate(answered(source, split, progress), codes)
-    stem = Path(source.checkpoint).stem
-    default = layout.weight_dir(model, dataset) / f"{stem}_on_{other}_{options['split']}.json"
-    path = options["output"] or default
+        found = answered(source, Split(texts=rows.texts, codes=codes), progress)
     report: dict[str, Any] = {
         "model": model,
         "dataset": dataset,
         "on": other,
-        "split": options["split"],
-        "fingerprint": data.fingerprint,
-        "source": source.description,
+        "split": split,
         "checkpoint": source.checkpoint,
-        "metrics": metrics,
+        "source": source.description,
         "temperature": source.temperature,
+        "metrics": evaluate(found, codes),
     }
+    name = f"{Path(source.checkpoint).stem}_on_{other}_{split}.json"
+    path = options["output"] or layout.weight_dir(model, dataset) / name
     write_json(path, report)
-    return metrics, path
+    return report["metrics"], path
 
 
 EPILOG = """Examples:

@@ -14,13 +14,13 @@ from models import MODELS
 from utils import cli
 from utils.errors import UserError, unknown
 from utils.paths import Layout
+from utils.predicting import RUNTIMES
 from utils.predicting.formats import FORMATS, GZIP, format_of, open_output
 
 if TYPE_CHECKING:
     from utils.predicting.pipeline import Count
 
 STANDARD = Path("-")
-RUNTIMES = ("onnx", "torch")
 
 
 def input_format(file: Path, given: str | None) -> str:

@@ -12,8 +12,6 @@ from utils.files import read_json
 from utils.paths import Layout
 from utils.predicting.pipeline import Source
 
-RUNTIMES = ("onnx", "torch")
-
 
 def open_source(
     layout: Layout,

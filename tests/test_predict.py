@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import datetime
+import decimal
 import gzip
 import io
 import json
@@ -277,6 +279,48 @@ def test_packed_files(tmp_path: Path, model: Any) -> None:
     ran(packed, "-o", target)
     rows = list(csv.DictReader(io.StringIO(gzip.decompress(target.read_bytes()).decode())))
     assert [row["prediction"] for row in rows] == labels(model, TEXTS)
+
+
+def test_columns_of_every_type(tmp_path: Path, model: Any) -> None:
+    day = datetime.datetime(2026, 1, 2, 3, 4)
+    columns = {
+        "text": pa.array(TEXTS[:3]).dictionary_encode(),
+        "list": pa.array([["a", "b,c"], None, []]),
+        "struct": pa.array([{"x": 1, "y": ["ż"]}, None, {"x": None, "y": None}]),
+        "day": pa.array([day, None, day]),
+        "money": pa.array([decimal.Decimal("1.10"), None, decimal.Decimal("2.00")]),
+        "float": pa.array([1.5, float("nan"), None]),
+        "bytes": pa.array([b"raw", b"\xff", None]),
+        "flag": pa.array([True, None, False]),
+        "none": pa.nulls(3),
+    }
+    source = tmp_path / "a.parquet"
+    pq.write_table(pa.table(columns), source)
+    for kind in ("csv", "jsonl", "parquet"):
+        ran(source, "-o", tmp_path / f"b.{kind}")
+    before, answers = read(source), labels(model, TEXTS[:3])
+    cells, objects, rows = (read(tmp_path / f"b.{kind}") for kind in ("csv", "jsonl", "parquet"))
+    for found in (cells, objects, rows):
+        assert [row["prediction"] for row in found] == answers
+    assert str([{key: row[key] for key in columns} for row in rows]) == str(before)
+    assert json.loads(cells[0]["list"]) == objects[0]["list"] == ["a", "b,c"]
+    assert json.loads(cells[0]["struct"]) == objects[0]["struct"] == {"x": 1, "y": ["ż"]}
+    assert cells[1]["list"] == cells[1]["flag"] == cells[1]["none"] == ""
+    assert (cells[0]["money"], cells[0]["flag"], cells[0]["bytes"]) == ("1.10", "true", "raw")
+    assert cells[0]["day"].startswith("2026-01-02 03:04")
+    assert objects[0]["day"].startswith("2026-01-02 03:04")
+    assert (objects[1]["float"], objects[0]["float"], objects[0]["money"]) == (None, 1.5, "1.10")
+
+
+def test_rows_longer_than_a_block(tmp_path: Path, model: Any) -> None:
+    for length in (3_000_000, 9_000_000):
+        source = tmp_path / f"{length}.csv"
+        source.write_text(f"id,text\n1,wash\n2,{'foam ' * (length // 5)}\n3,wash\n")
+        if length < 4_000_000:
+            ran(source, "-o", tmp_path / "out.jsonl")
+            assert len(read(tmp_path / "out.jsonl")) == 3
+        else:
+            refused(run(source), "longer than 4 MB")
 
 
 def test_names_of_columns(tmp_path: Path, model: Any) -> None:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 TEXT_COLUMNS = ("text", "name")
 """Looked for if the text column is not named: the usual name, and that of dataset splits."""
 WINDOW_BYTES = 8_000_000
+BLOCK = 4 << 20  # of a text table; a row has to fit
 SEPARATORS = {"csv": ",", "tsv": "\t"}
 SAMPLE = 1000  # rows of JSON lines in which a text column has to appear
 _BOM = "\ufeff"
@@ -169,7 +170,7 @@ class CsvRows(TableRows):
 
         return csv.open_csv(
             self.source.stream,
-            read_options=csv.ReadOptions(block_size=BUFFER),
+            read_options=csv.ReadOptions(block_size=BLOCK),
             parse_options=csv.ParseOptions(delimiter=self._separator, newlines_in_values=True),
             convert_options=csv.ConvertOptions(
                 default_column_type=pa.large_string(), strings_can_be_null=False
@@ -350,6 +351,8 @@ def explained(rows: Rows, kind: str) -> Iterator[None]:
         if "invalid UTF8" in reason:
             where = re.search(r"Row #\d+", reason)
             raise rows.not_utf8(where[0].lower() if where else "somewhere") from error
+        if "straddling" in reason:
+            reason = f"a row is longer than {BLOCK >> 20} MB, or a quote is never closed"
         raise UserError(f"{rows.name} cannot be read as {kind}: {reason}.") from error
 
 
