@@ -70,13 +70,12 @@ class AWX(nn.Module):
         return logs.clamp(self.low, self.high)
 
     @torch.no_grad()
-    def slack(self, raw: Tensor) -> Tensor:
+    def slack(self, raw: Tensor, logs: Tensor) -> Tensor:
         """How much the leaves' logits move a class's logarithm, all together: Σ ∂ log / ∂ z."""
         if self.norm <= 0:
-            return torch.sigmoid(-self.pool.leaf_maximum(raw))
+            return -torch.expm1(logs)
         powers = torch.exp(self.norm * log_sigmoid(raw))
-        moved = self.pool.leaf_sum(powers * torch.sigmoid(-raw))
-        return moved / self.pool.leaf_sum(powers).clamp(min=TINY)
+        return self.pool.leaf_sum(powers * torch.sigmoid(-raw)) / torch.exp(self.norm * logs)
 
     def bce(self, raw: Tensor, targets: Tensor) -> Tensor:
         """Binary cross-entropy of the outputs, mean over classes, per row.
@@ -89,11 +88,11 @@ class AWX(nn.Module):
         """
         logs = self(raw)
         clipped = self.clip(logs.detach())
-        capped, still = logs.clamp(max=self.high), logs.detach()
+        capped = logs.clamp(max=self.high)
         slope = 1 / torch.expm1(-capped.detach())
-        slope = slope.minimum(STEEPEST / self.slack(raw).clamp(min=TINY))
+        slope = slope.minimum(STEEPEST / self.slack(raw, logs).clamp(min=TINY))
         true = clipped + (capped - capped.detach())
-        wrong = torch.log(-torch.expm1(clipped)) - slope * (logs - still)
+        wrong = torch.log(-torch.expm1(clipped)) - slope * (logs - logs.detach())
         return -(targets * true + (1 - targets) * wrong).mean(dim=1)
 
     def first_bias(self) -> float:
