@@ -20,6 +20,7 @@ from tests.tiny import tiny_rows, write_rows
 from utils.checkpoints import read_checkpoint
 from utils.files import TEMPORARY_PREFIX
 from utils.paths import PROJECT_ROOT, Layout
+from utils.tracking import read_events
 
 pytestmark = pytest.mark.slow
 
@@ -87,7 +88,16 @@ def test_resumed_after_kills_equals_never_killed(tmp_path: Path, model: str) -> 
     assert done.returncode == 0, done.stderr
     assert "Resuming the run of" in done.stdout
     (resumed,) = killed.weights.rglob("*_metrics.json")
-    assert json.loads(resumed.read_text())["test"] == json.loads(metrics.read_text())["test"]
+    found, wanted = (json.loads(path.read_text()) for path in (resumed, metrics))
+    assert found["test"] == wanted["test"]
+    histories = [
+        [{**epoch, "seconds": 0} for epoch in report["info"]["history"]]
+        for report in (found, wanted)
+    ]
+    assert histories[0] == histories[1]
+    folder = killed.tensorboard(model, "tiny", resumed.name[len("best_") :][:19])
+    steps = [step for step, tag, _ in read_events(folder) if tag == "train/loss"]
+    assert sorted(steps) == list(range(1, len(histories[0]) + 1))
     again = run(killed.root, "-m", model, "--resume")
     assert again.returncode == 1
     assert "is complete" in again.stderr
