@@ -33,21 +33,24 @@ def test_the_readme_names_every_model() -> None:
     assert all(f"`{name}`" in PAGES[0].read_text(encoding="utf-8") for name in MODELS)
 
 
-def test_the_onnx_example_answers_as_the_service_does(
-    layout: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("name", ["db_bhcn", "tfidf_hsgd", "tfidf_lsgd"])
+def test_the_onnx_examples_answer_as_the_service_does(
+    name: str, layout: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dataset = write_tiny_dataset(layout, "shop")
-    cls = model_class("db_bhcn")
-    values = {"encoder": str(tiny_encoder(tmp_path)), "max_len": 8, "epochs": 1}
+    cls = model_class(name)
+    neural = name.startswith("db_")
+    values = {"encoder": str(tiny_encoder(tmp_path)), "max_len": 8, "epochs": 1} if neural else {}
     model = cls(dataset.hierarchy, build_config(cls.Config, values, "x"))
     list(model.fit(dataset.train, dataset.val, epochs=None, seed=0))
-    folder = layout.output("db_bhcn", "shop")
+    folder = layout.output(name, "shop")
     model.export_onnx(folder, 17)
     page = (PROJECT_ROOT / "docs" / "onnx.md").read_text(encoding="utf-8")
-    (example,) = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    examples = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    assert len(examples) == 2
     monkeypatch.chdir(layout.root)
     names: dict[str, object] = {}
-    exec(example, names)
+    exec(examples[0 if neural else 1].replace("tfidf_hsgd", name), names)
     classify = names["classify"]
     assert callable(classify)
     texts = [*dataset.test.texts[:20], "wash " * 50, "zzz"]
