@@ -29,6 +29,8 @@ from utils.tracking import TRAINED
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from utils.onnx_scorer import FrontEnd
+
 log = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]
@@ -176,8 +178,14 @@ class Model(ABC):
         """
 
     @abstractmethod
-    def quantize_graph(self, source: Path, target: Path) -> dict[str, Any]:
-        """Write model.onnx in int8; return how, for the manifest."""
+    def quantized(self, source: Path, target: Path) -> Iterator[dict[str, Any]]:
+        """Write model.onnx in int8, in one way after the other until no more is asked for.
+
+        Yields
+        ------
+        dict
+            How, for the manifest.
+        """
 
     @abstractmethod
     def words(self) -> list[str]:
@@ -423,11 +431,25 @@ class Model(ABC):
             parity[" + ".join(names)] = judge.equal(" + ".join(names), chain, texts)
         quantization = None
         if quantize and evidence.rows is not None:
-            quantization = self.quantize_graph(file, small := file.with_suffix(".int8"))
-            scorer = OnnxScorer(front, open_session(small))
-            quantization["gate"] = judge.close(f"{file.name} in int8", scorer, evidence.rows)
-            small.replace(file)
+            quantization = self._quantize(judge, front, file, evidence.rows)
         self._write_description(folder, opset, entry, parity, quantization)
+
+    def _quantize(self, judge: Judge, front: FrontEnd, file: Path, rows: Split) -> dict[str, Any]:
+        """Replace a graph by the first of its kinds in int8 that is good enough."""
+        from utils.onnx_scorer import OnnxScorer, open_session
+
+        small, refusal = file.with_suffix(".int8"), UserError(f"{file.name} has no int8.")
+        for how in self.quantized(file, small):
+            scorer = OnnxScorer(front, open_session(small))
+            try:
+                gate = judge.close(f"{file.name} in int8 ({how['method']})", scorer, rows)
+            except UserError as error:
+                log.info("%s", error.message)
+                refusal = error
+            else:
+                small.replace(file)
+                return {**how, "gate": gate}
+        raise refusal
 
     def _score_all(self, texts: Sequence[str]) -> tuple[Floats, Floats]:
         scores, features = zip(*self.score_batches(texts), strict=True)

@@ -521,9 +521,9 @@ class PyTorchModel(Model):
         self.network.to(best_device())
         return names
 
-    def quantize_graph(self, source: Path, target: Path) -> dict[str, Any]:
+    def quantized(self, source: Path, target: Path) -> Iterator[dict[str, Any]]:
         """Write model.onnx with weights and activations in int8."""
-        return quantize.quantize_graph(source, target)
+        return quantize.quantized(source, target)
 
     def words(self) -> list[str]:
         """The tokenizer's words."""

@@ -154,12 +154,12 @@ class SklearnModel(Model):
         link(folder / "model.onnx", folder / CLASSIFIER)
         return (CLASSIFIER,)
 
-    def quantize_graph(self, source: Path, target: Path) -> dict[str, Any]:
+    def quantized(self, source: Path, target: Path) -> Iterator[dict[str, Any]]:
         """Write model.onnx with weights in int8."""
         from utils.onnx_linear import opset_of, write_graph
 
         write_graph(self.scorer, target, opset_of(source), int8=True)
-        return {"type": "int8", "method": "weights only", "per_channel": True}
+        yield {"type": "int8", "method": "weights only"}
 
     def words(self) -> list[str]:
         """The stems of its vocabulary."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -247,22 +248,27 @@ def test_int8_that_changes_decisions_is_refused_with_figures(
     folder = tmp_path / "out"
     model.export_onnx(folder, evidence=evidence)
     before = (folder / "model.onnx").read_bytes()
-    quantize = model.quantize_graph
+    quantized = model.quantized
     assert evidence.rows is not None
     bias = towards(model, evidence.rows.texts)
 
-    def bad(source: Path, target: Path, *more: Any) -> dict[str, Any]:
-        how = quantize(source, target, *more)
+    def bad(source: Path, target: Path) -> Iterator[dict[str, Any]]:
+        for how in quantized(source, target):
+            spoil(target)
+            yield how
+
+    def spoil(target: Path) -> None:
         graph = onnx.load(target)
         last = next(node for node in graph.graph.node if "scores" in node.output)
         last.output[0] = "right"
         graph.graph.initializer.append(numpy_helper.from_array(bias, "bias"))
         graph.graph.node.append(onnx.helper.make_node("Add", ["right", "bias"], ["scores"]))
         onnx.save(graph, target)
-        return how
 
-    monkeypatch.setattr(model, "quantize_graph", bad)
-    figures = r"int8 is not good enough: \d+\.\d\d% of \d+ validation .* 0\.\d{4} → 0\.\d{4}"
+    monkeypatch.setattr(model, "quantized", bad)
+    figures = (
+        r"int8 \([\w ]+\) is not good enough: \d+\.\d\d% of \d+ validation .* 0\.\d{4} → 0\.\d{4}"
+    )
     for export in (model.export_onnx, model.export_classifier):
         with pytest.raises(UserError, match=figures) as caught:
             export(folder, quantize="int8", evidence=evidence)
