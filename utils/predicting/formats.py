@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import select
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -21,6 +22,7 @@ ENDINGS = {
 }  # fmt: skip
 GZIP = ".gz"
 BUFFER = 1 << 20
+POLL = 0.1  # seconds
 
 
 def format_of(path: Path, option: str) -> str:
@@ -47,11 +49,13 @@ def format_of(path: Path, option: str) -> str:
 
 
 class Counted(io.RawIOBase):
-    """A file that counts the bytes read from it."""
+    """A file that counts the bytes read from it, and whose reader does not wait once stopped."""
 
-    def __init__(self, file: IO[bytes]) -> None:
+    def __init__(self, file: IO[bytes], *, waits: bool = False) -> None:
         self._file = file
+        self._waits = waits
         self.done = 0
+        self.stopped = False
 
     def readable(self) -> bool:
         """It is."""
@@ -59,9 +63,22 @@ class Counted(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         """Read some bytes, as many as are there."""
-        count = cast(io.BufferedReader, self._file).readinto1(buffer)
-        self.done += count
-        return count
+        while self._waits and not select.select([self._file], [], [], POLL)[0]:
+            if self.stopped:
+                return 0
+        data = self._file.read(min(len(buffer), BUFFER))
+        buffer[: len(data)] = data
+        self.done += len(data)
+        return len(data)
+
+
+def _standard_input() -> Counted:
+    try:
+        descriptor = sys.stdin.fileno()
+    except (OSError, ValueError):  # something that stands for it, in a test
+        return Counted(sys.stdin.buffer)
+    raw = io.FileIO(descriptor, closefd=False)
+    return Counted(cast(IO[bytes], raw), waits=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,10 +130,13 @@ def open_input(path: Path | None) -> Iterator[Input]:
         raise UserError(f"{path} is a folder. Name a file in it.")
     with ExitStack() as opened:
         try:
-            raw = sys.stdin.buffer if path is None else opened.enter_context(path.open("rb"))
+            counted = (
+                _standard_input()
+                if path is None
+                else Counted(cast(IO[bytes], opened.enter_context(path.open("rb", buffering=0))))
+            )
         except OSError as error:
             raise UserError(f"Cannot read {path}: {error.strerror}.") from error
-        counted = Counted(raw)
         found = Input(
             name="standard input" if path is None else str(path),
             path=path,

@@ -25,7 +25,6 @@ WINDOW_CELLS = 8_000_000
 """Scores per window; decoding holds several arrays of this size."""
 AHEAD = 1  # windows that wait between two steps
 _POLL = 0.1  # seconds
-_PATIENCE = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,8 +63,16 @@ def window_rows(classes: int) -> int:
     return min(WINDOW_ROWS, max(64, WINDOW_CELLS // max(classes, 1)))
 
 
-def ahead(items: Iterable[T], depth: int = AHEAD) -> Generator[T, None, None]:
-    """Yield items that a thread makes in advance; its exceptions appear here."""
+def ahead(
+    items: Iterable[T], depth: int = AHEAD, stop: Callable[[], None] | None = None
+) -> Generator[T, None, None]:
+    """Yield items that a thread makes in advance; its exceptions appear here.
+
+    Parameters
+    ----------
+    stop
+        Called at the end, so that the thread waits for nothing more.
+    """
     made: queue.Queue[tuple[str, Any]] = queue.Queue(depth)
     stopped = threading.Event()
 
@@ -102,16 +109,22 @@ def ahead(items: Iterable[T], depth: int = AHEAD) -> Generator[T, None, None]:
             yield value
     finally:
         stopped.set()
-        thread.join(_PATIENCE)  # it may wait for a terminal's next line
+        if stop:
+            stop()
+        thread.join()
 
 
 def answers(
-    source: Source, chunks: Iterable[Chunk], options: AnswerOptions
+    source: Source,
+    chunks: Iterable[Chunk],
+    options: AnswerOptions,
+    stop: Callable[[], None] | None = None,
 ) -> Iterator[tuple[Chunk, Answers]]:
     """Answer chunks in order; tokenising and scoring run in threads of their own."""
     labels = Labels(source.hierarchy)
     encoded = ahead((chunk, source.encode(chunk.texts or [""])) for chunk in chunks)
-    return ahead((chunk, _answer(source, chunk, rows, labels, options)) for chunk, rows in encoded)
+    found = ((chunk, _answer(source, chunk, rows, labels, options)) for chunk, rows in encoded)
+    return ahead(found, stop=stop)
 
 
 def _answer(
@@ -139,7 +152,7 @@ def answer_rows(
     """
     done = without = 0
     chunks = rows.chunks(window_rows(source.tree.class_count))
-    stream = answers(source, chunks, options)
+    stream = answers(source, chunks, options, rows.stop)
     with closing(stream):  # type: ignore[type-var]
         for chunk, answered in stream:
             writer.write(chunk, answered)

@@ -94,6 +94,10 @@ class Rows(ABC):
         """Share of the table that has been read, None if its size is not known."""
         return self.source.part
 
+    def stop(self) -> None:
+        """Wait for no further bytes, whoever is reading."""
+        self.source.counted.stopped = True
+
     def empty(self) -> UserError:
         """The error for a file without anything."""
         return UserError(f"{self.name} is empty.")
