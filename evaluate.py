@@ -99,14 +99,17 @@ def evaluate_pair(
     metrics, path
         The figures, and the file that they were written to.
     """
-    from models.sources import open_source
+    from models import model_class
     from utils.data import Split
     from utils.files import write_json
     from utils.metrics import evaluate
+    from utils.predicting.sources import open_source
 
     other, split = options["on"] or dataset, options["split"]
     rows, hierarchy = load_split(layout, other, split)
-    source = open_source(layout, model, dataset, time=options["time"], runtime=options["runtime"])
+    source = open_source(
+        layout, model, dataset, model_class, time=options["time"], runtime=options["runtime"]
+    )
     names = (other, f"{model} · {dataset}")
     codes = mapped_codes(rows.codes, hierarchy, source.hierarchy, names)
     cli.say(f"Scoring {len(rows):,} {split} rows of {other} with {source.description}")

@@ -53,10 +53,11 @@ def destination(
 
 def predict(layout: Layout, model: str, dataset: str, file: Path, options: dict[str, Any]) -> None:
     """Answer a file and write the result."""
-    from models.sources import open_source
+    from models import model_class
     from utils.predicting.answers import AnswerOptions
     from utils.predicting.pipeline import answer_rows
     from utils.predicting.reading import open_rows
+    from utils.predicting.sources import open_source
     from utils.predicting.writing import open_writer
 
     read = input_format(file, options["input_format"])
@@ -67,7 +68,7 @@ def predict(layout: Layout, model: str, dataset: str, file: Path, options: dict[
     path, text = None if file == STANDARD else file, options["text"] or ()
     with open_rows(path, read, text=text, separator=options["sep"]) as rows:
         source = open_source(
-            layout, model, dataset, time=options["time"], runtime=options["runtime"]
+            layout, model, dataset, model_class, time=options["time"], runtime=options["runtime"]
         )
         cli.note(f"Answering {rows.name} ({', '.join(rows.text)}) with {source.description}")
         started = time.monotonic()

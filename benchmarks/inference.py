@@ -78,15 +78,16 @@ def train(name: str, rows: int, epochs: int) -> Path:
 def export(name: str, quantize: str | None) -> Any:
     """Export and open what was exported."""
     import export as exporting
-    from models.sources import open_source
+    from models import model_class
     from utils import parity
     from utils.paths import Layout
+    from utils.predicting.sources import open_source
 
     # What a model of one epoch on a few rows loses in int8 says nothing of real ones.
     parity.EQUAL_DECISIONS, parity.ACCURACY_LOSS = 0.0, 1.0
     options = exporting.Options(onnx=True, quantize=quantize)
     exporting.export(Layout(), name, DATASET, options)
-    return open_source(Layout(), name, DATASET, runtime="onnx")
+    return open_source(Layout(), name, DATASET, model_class, runtime="onnx")
 
 
 def reference(model: Any, texts: Sequence[str]) -> list[int]:
@@ -187,7 +188,7 @@ Work = tuple[Callable[[], Any], int]
 def measure(name: str, rows: int, epochs: int, runs: int, texts: list[str], folder: Path) -> None:
     """Print the figures of one model."""
     from models import model_class
-    from models.sources import from_checkpoint
+    from utils.predicting.sources import from_checkpoint
 
     checkpoint = train(name, rows, epochs)
     few, most = texts[: max(64, len(texts) // 24)], texts[: max(64, len(texts) // 4)]
@@ -195,7 +196,8 @@ def measure(name: str, rows: int, epochs: int, runs: int, texts: list[str], fold
         write_texts(folder / f"{len(part)}.csv", part) for part in (texts, most, texts[:1])
     )
     out = folder / "out.csv"
-    model, source = model_class(name).from_checkpoint(checkpoint), from_checkpoint(checkpoint, name)
+    cls = model_class(name)
+    model, source = cls.from_checkpoint(checkpoint), from_checkpoint(checkpoint, cls)
     kinds: dict[str, Work] = {
         "reference loop": (lambda: reference(model, few), len(few)),
         "predict.py, torch": (lambda: pipeline(source, some_rows, out), len(most)),

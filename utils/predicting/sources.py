@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
-from models import model_class
 from utils.checkpoints import checkpoint_meta, find_checkpoint, runs
 from utils.errors import UserError
 from utils.files import read_json
@@ -17,6 +17,7 @@ def open_source(
     layout: Layout,
     model: str,
     dataset: str,
+    class_of: Callable[[str], Any],
     *,
     time: str | None = None,
     runtime: str | None = None,
@@ -25,6 +26,8 @@ def open_source(
 
     Parameters
     ----------
+    class_of
+        The registry's `model_class`, called only to load a checkpoint: an export needs no torch.
     time
         Of the run; None for the newest.
     runtime
@@ -41,7 +44,9 @@ def open_source(
     if runtime == "torch" or not exported:
         if runtime == "onnx":
             raise _no_export(folder, model, dataset, "There is no ONNX export")
-        return from_checkpoint(find_checkpoint(layout, model, dataset, "best", time), model)
+        return from_checkpoint(
+            find_checkpoint(layout, model, dataset, "best", time), class_of(model)
+        )
     if not runs(layout, model, dataset) and not time:
         return from_export(folder)  # an export that travelled alone
     checkpoint = find_checkpoint(layout, model, dataset, "best", time)
@@ -51,7 +56,7 @@ def open_source(
     if runtime == "onnx":
         raise _no_export(folder, model, dataset, f"The ONNX export is of {difference}")
     remark = f" (the ONNX export is of {difference})" if difference else ""
-    return from_checkpoint(checkpoint, model, remark)
+    return from_checkpoint(checkpoint, class_of(model), remark)
 
 
 def is_linear(manifest: dict[str, Any]) -> bool:
@@ -95,9 +100,9 @@ def from_export(folder: Path) -> Source:
     )
 
 
-def from_checkpoint(path: Path, model: str, remark: str = "") -> Source:
-    """Open a checkpoint of a model."""
-    found = model_class(model).from_checkpoint(path)
+def from_checkpoint(path: Path, cls: Any, remark: str = "") -> Source:
+    """Open a checkpoint of a model's class."""
+    found = cls.from_checkpoint(path)
     return Source(
         hierarchy=found.hierarchy,
         tree=found.tree,
