@@ -73,7 +73,8 @@ def line(*cells: object) -> None:
 @click.option("-m", "--models", default="tfidf_lsgd,tfidf_hsgd")
 @click.option("-s", "--sets", default=",".join(SETS), show_default=True)
 @click.option("--encoder", default="minilm", show_default=True)
-def main(data: Path, models: str, sets: str, encoder: str) -> None:
+@click.option("-e", "--epochs", type=int, help="Epochs instead of the configured.")
+def main(data: Path, models: str, sets: str, encoder: str, epochs: int | None) -> None:
     """Train MODELS on the sets below DATA and print their figures."""
     with tempfile.TemporaryDirectory() as temporary:
         os.environ["KTT_ROOT"] = temporary
@@ -94,7 +95,8 @@ def main(data: Path, models: str, sets: str, encoder: str) -> None:
             leaf, first, seconds = reference(load_dataset(layout, name))
             blank = [""] * (len(FIGURES) - 3)
             rows.append((name, "linear SVM", leaf, "", first, *blank, f"{seconds:.0f} s"))
-            for outcome in train_all(layout, models.split(","), [name], Options(encoder=encoder)):
+            options = Options(encoder=encoder, epochs=epochs)
+            for outcome in train_all(layout, models.split(","), [name], options):
                 if outcome.error:
                     raise outcome.error
                 figures = [outcome.metrics[key] for key in FIGURES.values()]
