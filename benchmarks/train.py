@@ -378,17 +378,19 @@ def peaks(arguments: list[str], name: str) -> dict[str, float]:
     return found
 
 
-def compare_accuracy(name: str, dataset: Any, rate: float) -> None:
-    """Train both sides on all rows for as many epochs; print validation accuracy after each."""
+def compare_accuracy(name: str, dataset: Any, rate: float, most: int | None) -> None:
+    """Train both sides on the same rows for as many epochs; print validation accuracy after each."""
     model = our_model(name, dataset)
+    train = dataset.train.take(slice(most))
+    click.echo(f"{name}: {len(train):,} rows to train, {len(dataset.val):,} to validate")
     began = now()
-    for epoch in model.fit(dataset.train, dataset.val, epochs=None, seed=0):
+    for epoch in model.fit(train, dataset.val, epochs=None, seed=0):
         figure = epoch.metrics["leaf_accuracy"]
         click.echo(f"{name} ours, epoch {epoch.number}: {figure:.4f} ({now() - began:.0f} s)")
     reference = Reference(name, dataset, rate)
     began = now()
     for number in range(1, model.config.epochs + 1):
-        for batch in reference.loader(dataset.train, shuffle=True):
+        for batch in reference.loader(train, shuffle=True):
             reference.step(batch)
         theirs = reference.leaf_accuracy(dataset.val)
         click.echo(f"{name} reference, epoch {number}: {theirs:.4f} ({now() - began:.0f} s)")
@@ -403,10 +405,11 @@ def compare_accuracy(name: str, dataset: Any, rate: float) -> None:
 @click.option("--steps", default=10, show_default=True, help="Of the reference, per turn.")
 @click.option("--rate", default=1e-4, show_default=True, help="Its encoder's learning rate.")
 @click.option("--accuracy", is_flag=True, help="Train both whole instead, for as many epochs.")
+@click.option("--first", type=int, help="Rows that --accuracy trains on.  [default: all]")
 @click.option("--alone", type=click.Choice(["ours", "reference"]), hidden=True)
 def main(
     data: Path, name: str, models: str, rows: int, steps: int, rate: float, accuracy: bool,
-    alone: str | None,
+    first: int | None, alone: str | None,
 ) -> None:  # fmt: skip
     """Train on a set below DATA and on the reference, and print the ratio of their speeds."""
     import contextlib
@@ -421,7 +424,7 @@ def main(
             return
         for model in models.split(","):
             if accuracy:
-                compare_accuracy(model, dataset, rate)
+                compare_accuracy(model, dataset, rate, first)
                 continue
             measure = measure_frozen if model == "db_ahmcnf" else measure_fine_tuning
             ours, theirs = measure(dataset, rows, steps, rate)
