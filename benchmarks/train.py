@@ -379,9 +379,10 @@ def peaks(arguments: list[str], name: str) -> dict[str, float]:
 
 
 def compare_accuracy(name: str, dataset: Any, rate: float, most: int | None) -> None:
-    """Train both sides on the same rows for as many epochs; print validation accuracy after each."""
+    """Train both on the same rows for as many epochs; print validation accuracy after each."""
     model = our_model(name, dataset)
-    train = dataset.train.take(slice(most))
+    count = len(dataset.train)
+    train = dataset.train.take(np.linspace(0, count - 1, most or count).astype(int))
     click.echo(f"{name}: {len(train):,} rows to train, {len(dataset.val):,} to validate")
     began = now()
     for epoch in model.fit(train, dataset.val, epochs=None, seed=0):
