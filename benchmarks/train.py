@@ -380,6 +380,8 @@ def peaks(arguments: list[str], name: str) -> dict[str, float]:
 
 def compare_accuracy(name: str, dataset: Any, rate: float, most: int | None) -> None:
     """Train both on the same rows for as many epochs; print validation accuracy after each."""
+    import numpy as np
+
     model = our_model(name, dataset)
     count = len(dataset.train)
     train = dataset.train.take(np.linspace(0, count - 1, most or count).astype(int))
