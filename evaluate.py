@@ -101,7 +101,7 @@ def evaluate_pair(
     """
     from models import model_class
     from utils.data import Split
-    from utils.files import write_json
+    from utils.files import followed, write_json
     from utils.metrics import evaluate
     from utils.predicting.sources import open_source
 
@@ -127,7 +127,7 @@ def evaluate_pair(
     }
     name = f"{Path(source.checkpoint).stem}_on_{other}_{split}.json"
     path = options["output"] or layout.weight_dir(model, dataset) / name
-    write_json(path, report)
+    write_json(followed(path), report)
     return report["metrics"], path
 
 

@@ -147,6 +147,8 @@ def main(file: Path, model: str, dataset: str, verbose: bool, cpu: bool, **value
         raise unknown("model", model, MODELS)
     if values["sep"] and len(values["sep"].encode()) != 1:
         raise UserError(f"--sep {values['sep']!r} is not one ASCII character.")
+    if any("\ud800" <= letter <= "\udfff" for letter in values["column"]):
+        raise UserError(f"--column {values['column']!r} has characters that cannot be encoded.")
     predict(Layout(), model, dataset, file, values)
 
 

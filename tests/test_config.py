@@ -70,3 +70,8 @@ def test_a_broken_file_is_one_line(tmp_path, text: str) -> None:
         load_config(Example, path, "example")
     with pytest.raises(UserError, match="Cannot read"):
         load_config(Example, tmp_path / "nothing.json", "example")
+
+
+def test_a_whole_number_fits_into_32_bits() -> None:
+    with pytest.raises(UserError, match="whole number below 2,147,483,648"):
+        build_config(Example, {"size": 10**30}, "example")

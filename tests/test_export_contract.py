@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -147,6 +148,26 @@ def test_a_file_that_was_changed_is_not_used(
     (tmp_path / "export" / name).unlink()
     with pytest.raises(UserError, match=f"{name} is missing"):
         Classifier.load(tmp_path / "export")
+
+
+def test_an_edited_manifest_is_one_line(model: Model, tmp_path: Path, evidence: Evidence) -> None:
+    model.export_classifier(tmp_path / "export", evidence=evidence)
+    good = read_json(tmp_path / "export" / "manifest.json")
+    changes: list[tuple[str, Any]] = [
+        (key, value) for key in ("scorer", "files", "temperature") for value in (None, "x", [], {})
+    ]
+    changes += [("temperature", value) for value in (0, -1, float("nan"))]
+    changes += [("files", dict.fromkeys(good["files"], "x"))]
+    changes += [
+        ("scorer", good["scorer"] | {key: value})
+        for key in {"file", "tokenizer", "vocabulary", "max_len", "tfidf"} & set(good["scorer"])
+        for value in (-1, ["x"])
+    ]
+    for key, value in changes:
+        path = tmp_path / "export" / "manifest.json"
+        path.write_text(json.dumps(good | {key: value}))
+        with pytest.raises(UserError, match="Export again"):
+            Classifier.load(tmp_path / "export")
 
 
 def tampered(path: Path, factor: float) -> None:

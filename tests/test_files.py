@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from utils.errors import UserError, unknown
-from utils.files import atomic_dir, atomic_path, link, read_json, write_json
+from utils.files import atomic_dir, atomic_path, followed, link, read_json, write_json
 from utils.paths import PROJECT_ROOT, Layout
 
 
@@ -95,6 +95,36 @@ def test_what_cannot_be_written_is_one_line(tmp_path: Path) -> None:
         temporary.write_text("x")
         raise OSError(28, "No space left on device")
     assert names(tmp_path) == ["file"]
+
+
+def test_what_cannot_be_written_in_the_current_folder_is_one_line(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("folder").mkdir()
+    for name in ("folder", ".", "folder/../folder"):
+        with pytest.raises(UserError, match="Cannot write"):
+            write_json(Path(name), {})
+    assert names(tmp_path) == ["folder"]
+
+
+def test_pipes_and_devices_are_not_replaced(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match="not a file"):
+        write_json(tmp_path / "pipe", {})
+    assert (tmp_path / "pipe").is_fifo()
+
+
+def test_a_link_is_followed_to_its_file(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "there")
+    assert followed(tmp_path / "link") == tmp_path / "there"
+    assert followed(tmp_path / "plain") == tmp_path / "plain"
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    assert followed(tmp_path / "loop") == tmp_path / "loop"
+
+
+def test_json_too_deep_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text("[" * 100_000)
+    with pytest.raises(UserError, match="not valid JSON"):
+        read_json(tmp_path / "a.json")
 
 
 def test_a_link_shares_the_content_and_survives_a_new_source(tmp_path: Path) -> None:

@@ -406,6 +406,9 @@ def test_mistakes_are_one_line_and_leave_nothing(tmp_path: Path, model: Any) -> 
         ([file("c.csv", "text,text\n1,2\n"), "-t", "text"], ("several columns 'text'",)),
         ([file("d.xyz", "text\n1\n")], ("'.xyz'", "--input-format")),
         ([file("e.csv", "text,b\n\xff".encode("latin1") + b",2\n")], ("not UTF-8", "row #2")),
+        ([file("p.csv", b"text,\xff\nx,1\n")], ("not UTF-8", "names of its columns")),
+        ([file("q.csv", "text\na\n"), "--column", "\udcff"], ("cannot be encoded",)),
+        ([file("r.jsonl", '{"text": "a", "\\ud800": 1}'), "--format", "csv"], ("Line 1", "jsonl")),
         ([file("f.csv", "text,b\nx,1\ny\n")], ("f.csv", "Row #3", "Expected 2 columns, got 1")),
         ([file("g.jsonl", '{"text": "a"}\n{"text": \n')], ("line 2 is not JSON",)),
         ([file("h.jsonl", '[{"text": "a"}]\n')], ("line 1 is no JSON object",)),
@@ -425,6 +428,21 @@ def test_mistakes_are_one_line_and_leave_nothing(tmp_path: Path, model: Any) -> 
         assert sorted(path.name for path in tmp_path.iterdir()) == before, arguments
     refused(run(cases[4][0][0], name="tfidf"), "Unknown model 'tfidf'")
     refused(run(tmp_path / "n.csv", name="tfidf_hsgd"), "no weights of tfidf_hsgd")
+
+
+def test_a_pipe_is_written_to_and_a_link_followed(tmp_path: Path, model: Any) -> None:
+    source = write_csv(tmp_path / "a.csv", [{"text": "wash"}])
+    pipe, link = tmp_path / "pipe", tmp_path / "link.csv"
+    os.mkfifo(pipe)
+    descriptor = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    ran(source, "-o", pipe, "--format", "csv")
+    assert os.read(descriptor, 4096).startswith(b"text,prediction,")
+    os.close(descriptor)
+    assert pipe.is_fifo()
+    link.symlink_to(tmp_path / "b.csv")
+    ran(source, "-o", link)
+    assert link.is_symlink()
+    assert read(tmp_path / "b.csv")[0]["text"] == "wash"
 
 
 def test_a_mistake_far_down_leaves_no_file(tmp_path: Path, model: Any) -> None:

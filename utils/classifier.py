@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 from utils.decode import Floats, Predictions, Scorer, decode
 from utils.hierarchy import Hierarchy
-from utils.manifest import check_files, read_manifest
+from utils.manifest import check_files, read_manifest, understood
 from utils.onnx_scorer import OnnxScorer, files_of
 
 
@@ -49,13 +50,24 @@ class Classifier:
 
     @classmethod
     def load(cls, folder: Path) -> Classifier:
-        """Read a folder that `Model.export_classifier` wrote."""
+        """Read a folder that `Model.export_classifier` wrote.
+
+        Raises
+        ------
+        UserError
+            A file is missing or is not what was exported.
+        """
         manifest = read_manifest(folder)
-        entry = manifest["scorer"]
-        check_files(folder, manifest, ["hierarchy.json", *files_of(entry)])
-        hierarchy = Hierarchy.load(folder / "hierarchy.json")
-        scorer = OnnxScorer.load(folder, entry)
-        return cls(scorer, hierarchy, float(manifest["temperature"]), manifest)
+        with understood(folder):
+            entry = manifest["scorer"]
+            check_files(folder, manifest, ["hierarchy.json", *files_of(entry)])
+            hierarchy = Hierarchy.load(folder / "hierarchy.json")
+            scorer = OnnxScorer.load(folder, entry)
+            found = cls(scorer, hierarchy, float(manifest["temperature"]), manifest)
+            if not 0 < found.temperature < math.inf:
+                raise ValueError(f"temperature {found.temperature}")
+            found.answer([""])  # graph, tokenizer and tree belong together
+        return found
 
     def predict(self, texts: Sequence[str]) -> tuple[Predictions, Floats, Floats]:
         """Answer a batch: predictions, scores and pooled features."""

@@ -15,6 +15,8 @@ from typing import Any, TypeVar
 from utils.errors import UserError, unknown
 from utils.files import read_json
 
+LARGEST = 2**31  # what compiled code takes for a whole number
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
@@ -107,7 +109,8 @@ def _is(value: Any, hint: Any) -> bool:
         number = isinstance(value, int | float) and not isinstance(value, bool)
         return number and abs(value) < sys.float_info.max
     if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        return whole and abs(value) < LARGEST
     if typing.get_origin(hint) is tuple:
         wanted = typing.get_args(hint)[0]
         return isinstance(value, list | tuple) and all(_is(item, wanted) for item in value)
@@ -115,7 +118,12 @@ def _is(value: Any, hint: Any) -> bool:
 
 
 def _type_name(hint: Any) -> str:
-    names = {float: "a number", int: "a whole number", str: "a string", bool: "true or false"}
+    names = {
+        float: "a number",
+        int: f"a whole number below {LARGEST:,}",
+        str: "a string",
+        bool: "true or false",
+    }
     return names.get(hint, "null" if hint is type(None) else "a list")
 
 

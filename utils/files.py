@@ -43,10 +43,22 @@ def _explained(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        named = Path(os.fsdecode(error.filename)) if error.filename else path
-        if path.parent not in (named, *named.parents) and named not in path.parents:
+        # tempfile names its files from the root on
+        folder = Path(os.path.realpath(path.parent))
+        named = Path(os.path.realpath(os.fsdecode(error.filename))) if error.filename else folder
+        if folder not in (named, *named.parents) and named not in folder.parents:
             raise  # about something else, that was read meanwhile
         raise _refused(path, error) from error
+
+
+def is_device(path: Path) -> bool:
+    """Whether something is there that is written to as it is: a pipe, a device."""
+    return path.exists() and not path.is_file() and not path.is_dir()
+
+
+def followed(path: Path) -> Path:
+    """The file that a link leads to, or the path itself: what a person who names a link means."""
+    return Path(os.path.realpath(path)) if path.is_symlink() and not is_device(path) else path
 
 
 @contextmanager
@@ -59,8 +71,10 @@ def atomic_path(path: Path) -> Iterator[Path]:
     Raises
     ------
     UserError
-        The file cannot be written (disk full, read-only folder, …).
+        The file cannot be written (disk full, read-only folder, …), or is no file.
     """
+    if is_device(path):
+        raise UserError(f"{path} is a device or a pipe, not a file. Choose another place.")
     with _explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         _sweep(path.parent)
@@ -209,5 +223,5 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"Cannot read {path}: {error.strerror}.") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not valid JSON: {error}.") from error

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import platform
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -85,3 +86,18 @@ def check_files(folder: Path, manifest: dict[str, Any], names: Iterable[str]) ->
             raise UserError(f"{folder / name} is missing. Export again.")
         if _sha256(folder / name) != known.get("sha256"):
             raise UserError(f"{folder / name} is not the file that was exported. Export again.")
+
+
+@contextmanager
+def understood(folder: Path) -> Iterator[None]:
+    """Turn what an edited manifest leads to into the user's error.
+
+    Values of any type may stand where others belong; what reads them trips in as many ways.
+    """
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{folder / FILE} does not fit the files beside it ({type(error).__name__}: {error}). "
+            "Export again."
+        ) from error

@@ -25,8 +25,8 @@ class CHMCNNConfig(EncoderConfig):
     """Hyperparameters of DB_AC_HMCNN."""
 
     dropout: float = key(0.7, low=0.0, high=0.99, note="between the head's layers")
-    h_hidden_dim: int = key(512, low=1, note="units of each hidden layer")
-    h_layer_count: int = key(3, low=1, note="linear layers, the last one included")
+    h_hidden_dim: int = key(512, low=1, high=65_536, note="units of each hidden layer")
+    h_layer_count: int = key(3, low=1, high=100, note="linear layers, the last one included")
     h_nonlinear: str = key("relu", choices=tuple(NONLINEARITIES))
 
 

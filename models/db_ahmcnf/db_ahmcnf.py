@@ -27,8 +27,12 @@ class HMCNFConfig(EncoderConfig):
     dropout: float = key(0.25, low=0.0, high=0.99, note="of both flows")
     lambda_h: float = key(0.05, low=0.0, note="weight of children that outdo their parents")
     global_weight: float = key(0.5, low=0.0, high=1.0, note="share of the global flow in answers")
-    global_hidden_dim: int = key(384, low=1, note="units of the global flow on each level")
-    local_hidden_dim: int = key(384, low=1, note="units of the local flow on each level")
+    global_hidden_dim: int = key(
+        384, low=1, high=65_536, note="units of the global flow on each level"
+    )
+    local_hidden_dim: int = key(
+        384, low=1, high=65_536, note="units of the local flow on each level"
+    )
     hidden_nonlinear: str = key("relu", choices=tuple(NONLINEARITIES))
 
 

@@ -7,13 +7,13 @@ import io
 import select
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any, cast
 
 from utils.errors import UserError
-from utils.files import atomic_path
+from utils.files import atomic_path, followed, is_device
 
 FORMATS = ("csv", "tsv", "jsonl", "parquet")
 ENDINGS = {
@@ -153,19 +153,31 @@ def open_input(path: Path | None) -> Iterator[Input]:
 
 @contextmanager
 def open_output(path: Path | None) -> Iterator[IO[bytes]]:
-    """A stream to a file that appears when all is written, or to standard output for None."""
-    if path is None:
-        try:
-            yield sys.stdout.buffer
-            sys.stdout.buffer.flush()
-        except BrokenPipeError:
-            raise  # who reads has had enough
-        except OSError as error:
-            raise UserError(f"Cannot write to standard output: {error.strerror}.") from error
+    """A stream to a file that appears when all is written, or to standard output for None.
+
+    Devices and named pipes are written to as they are, links to files are followed.
+    """
+    if path is None or is_device(path):
+        with _direct(path) as stream:
+            yield stream
         return
-    with atomic_path(path) as temporary, temporary.open("wb") as file:
+    with atomic_path(followed(path)) as temporary, temporary.open("wb") as file:
         if path.suffix.lower() == GZIP:
             with gzip.GzipFile(filename="", fileobj=file, mode="wb", compresslevel=5) as packed:
                 yield cast(IO[bytes], packed)
         else:
             yield file
+
+
+@contextmanager
+def _direct(path: Path | None) -> Iterator[IO[bytes]]:
+    """Standard output, or something that is no file."""
+    try:
+        with nullcontext(sys.stdout.buffer) if path is None else path.open("wb") as stream:
+            yield stream
+            stream.flush()
+    except BrokenPipeError:
+        raise  # who reads has had enough
+    except OSError as error:
+        name = path or "standard output"
+        raise UserError(f"Cannot write to {name}: {error.strerror}.") from error

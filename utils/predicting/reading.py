@@ -162,7 +162,10 @@ class CsvRows(TableRows):
         with self._explained():
             self._reader = self._open()
         source.opened.callback(self._reader.close)  # it reads ahead: before the file is closed
-        self.columns = tuple(self._reader.schema.names)
+        try:
+            self.columns = tuple(self._reader.schema.names)
+        except UnicodeDecodeError as error:
+            raise self.not_utf8("the names of its columns") from error
         self.text = self.choose(self.columns)
 
     def _schema(self) -> pa.Schema:

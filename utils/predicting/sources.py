@@ -9,6 +9,7 @@ from typing import Any, cast
 from utils.checkpoints import checkpoint_meta, find_checkpoint, runs
 from utils.errors import UserError
 from utils.files import read_json
+from utils.manifest import FILE as MANIFEST
 from utils.paths import Layout
 from utils.predicting.pipeline import Source
 
@@ -40,8 +41,8 @@ def open_source(
         There is no such thing.
     """
     folder = layout.output(model, dataset)
-    exported = read_json(folder / "manifest.json") if (folder / "manifest.json").exists() else None
-    if runtime == "torch" or not exported:
+    exported = None if runtime == "torch" else _exported(folder)
+    if not exported:
         if runtime == "onnx":
             raise _no_export(folder, model, dataset, "There is no ONNX export")
         return from_checkpoint(
@@ -59,9 +60,21 @@ def open_source(
     return from_checkpoint(checkpoint, class_of(model), remark)
 
 
+def _exported(folder: Path) -> dict[str, Any]:
+    """The manifest of an export, empty where there is none; `Classifier.load` checks it."""
+    found = read_json(folder / MANIFEST) if (folder / MANIFEST).exists() else {}
+    return found if isinstance(found, dict) else {}
+
+
 def is_linear(manifest: dict[str, Any]) -> bool:
     """Whether an export is of a TF-IDF model: its graph takes seven times as long as the model."""
-    return "vocabulary" in manifest.get("scorer", {})
+    return "vocabulary" in _object(manifest, "scorer")
+
+
+def _object(manifest: dict[str, Any], key: str) -> dict[str, Any]:
+    """An object of a manifest that anybody may have edited."""
+    found = manifest.get(key)
+    return found if isinstance(found, dict) else {}
 
 
 def _no_export(folder: Path, model: str, dataset: str, reason: str) -> UserError:
@@ -70,7 +83,7 @@ def _no_export(folder: Path, model: str, dataset: str, reason: str) -> UserError
 
 def _difference(manifest: dict[str, Any], checkpoint: Path) -> str:
     """What an export is of, if not of this checkpoint as it is now; else nothing."""
-    info = manifest.get("info", {})
+    info = _object(manifest, "info")
     if info.get("checkpoint") != checkpoint.name:
         return str(info.get("checkpoint"))
     now = checkpoint_meta(checkpoint)["info"]
@@ -87,7 +100,7 @@ def from_export(folder: Path) -> Source:
 
     found = Classifier.load(folder)
     manifest, scorer = found.manifest, cast(OnnxScorer, found.scorer)
-    checkpoint = str(manifest.get("info", {}).get("checkpoint", "an unknown checkpoint"))
+    checkpoint = str(_object(manifest, "info").get("checkpoint", "an unknown checkpoint"))
     precision = "int8" if manifest.get("quantization") else "fp32"
     return Source(
         hierarchy=found.hierarchy,

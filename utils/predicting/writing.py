@@ -237,6 +237,8 @@ class Records:
             self._names = list(dict.fromkeys(key for record in chunk.records for key in record))
         for number, record in zip(chunk.numbers, chunk.records, strict=True):
             for key in record:
+                if not key.isascii():
+                    _check_encodable(key, number)
                 if key not in self._names:
                     raise UserError(
                         f"Line {number:,} has the key {key!r}, which no earlier one has: a table "
@@ -271,6 +273,16 @@ class Records:
                 f"Lines {lines} do not fit Parquet columns ({reason}). Write JSON lines: "
                 "--format jsonl."
             ) from error
+
+
+def _check_encodable(key: str, number: int) -> None:
+    try:
+        key.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"Line {number:,} has the key {key!r}, half of a surrogate pair, which a table cannot "
+            "hold. Write JSON lines: --format jsonl."
+        ) from error
 
 
 def _without_null_types(schema: pa.Schema) -> pa.Schema:
