@@ -17,6 +17,7 @@ from utils.data import Split
 from utils.decode import Predictions, decode
 from utils.hierarchy import Hierarchy
 from utils.metrics import class_scores, evaluate
+from utils.report import all_labels
 from utils.svg import Series, line_chart, nice_ticks
 
 EVIL = "</script><script>document.title='owned'</script><img src=x onerror=alert(1)>\"'&"
@@ -259,3 +260,8 @@ def test_a_large_tree_is_quick_and_the_file_small(rng: np.random.Generator) -> N
     page = report.report_html(facts(), predictions, split, metrics)
     assert time.process_time() - started < 2
     assert len(page) < 1_500_000
+
+
+def test_names_of_classes_cannot_reorder_what_stands_around_them() -> None:
+    hierarchy, _ = Hierarchy.from_paths([["a\u202eb", "a\x1bc"]])
+    assert sorted(all_labels(hierarchy)) == ["a b", "a c"]

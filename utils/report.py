@@ -152,7 +152,7 @@ def all_labels(hierarchy: Hierarchy) -> list[str]:
     """The label of every class, in order."""
     labels: list[str] = []
     for name, parent in zip(hierarchy.names, hierarchy.parents_global.tolist(), strict=True):
-        own = label_of([name])
+        own = label_of([name]).translate(_CONTROLS)
         labels.append(own if parent < 0 else labels[parent] + SEPARATOR + own)
     return labels
 
