@@ -125,7 +125,8 @@ def evaluate_pair(
         "temperature": source.temperature,
         "metrics": evaluate(found, codes),
     }
-    name = f"{Path(source.checkpoint).stem}_on_{other}_{split}.json"
+    form = f"_{source.form}" if source.form else ""
+    name = f"{Path(source.checkpoint).stem}_on_{other}_{split}{form}.json"
     path = options["output"] or layout.weight_dir(model, dataset) / name
     write_json(followed(path), report)
     return report["metrics"], path

@@ -14,7 +14,7 @@ import click
 from models import MODELS
 from utils import cli
 from utils.errors import UserError, unknown
-from utils.manifest import OPSET
+from utils.manifest import OPSET, OPSETS, read_manifest
 from utils.paths import PROJECT_ROOT, Layout
 
 if TYPE_CHECKING:
@@ -95,6 +95,7 @@ def export(layout: Layout, model_name: str, dataset_name: str, options: Options)
     if options.onnx:
         folder = layout.output(model_name, dataset_name)
         model.export_onnx(folder, options.opset, quantize=options.quantize, evidence=evidence)
+        _say_quantization(folder)
         written.append(folder)
     if options.bento:
         written.append(_export_bundle(layout, model, options, evidence))
@@ -122,12 +123,24 @@ def validation_rows(layout: Layout, model: Model) -> Evidence:
     return Evidence(rows=None, origin=f"generated texts: {reason}")
 
 
+def _say_quantization(folder: Path) -> None:
+    """Say what int8 cost, if a folder has it."""
+    if found := read_manifest(folder).get("quantization"):
+        gate = found["gate"]
+        cli.say(
+            f"{found['type']} ({found['method']}): {gate['equal_decisions']:.2%} of "
+            f"{gate['texts']:,} validation decisions are the model's, leaf accuracy "
+            f"{gate['leaf_accuracy_of_the_model']:.4f} → {gate['leaf_accuracy']:.4f}"
+        )
+
+
 def _export_bundle(layout: Layout, model: Model, options: Options, evidence: Evidence) -> Path:
     from utils.bundle import write_bundle
 
     with tempfile.TemporaryDirectory(prefix="ktt-export-") as temporary:
         folder = Path(temporary) / "classifier"
         model.export_classifier(folder, options.opset, quantize=options.quantize, evidence=evidence)
+        _say_quantization(folder)
         return write_bundle(
             layout.bundle(model.name, model.info["dataset"]) / "inference",
             service_file=PROJECT_ROOT / "models" / model.name / "bentoml" / "svc_lts.py",
@@ -171,7 +184,7 @@ EPILOG = """Examples:
 @click.option("--best/--latest", "best", default=True, help="Which checkpoint.  [default: best]")
 @click.option("-t", "--time", help="Export the run of this time: YYYY-MM-DDTHH:MM:SS.")
 @click.option(
-    "--opset", type=click.IntRange(min=11), default=OPSET, show_default=True,
+    "--opset", type=click.IntRange(OPSETS[0], OPSETS[-1]), default=OPSET, show_default=True,
     help="ONNX operator set.",
 )  # fmt: skip
 @click.option(

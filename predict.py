@@ -57,7 +57,7 @@ def predict(layout: Layout, model: str, dataset: str, file: Path, options: dict[
     from utils.predicting.answers import AnswerOptions
     from utils.predicting.pipeline import answer_rows
     from utils.predicting.reading import open_rows
-    from utils.predicting.sources import open_source
+    from utils.predicting.sources import open_source, text_columns
     from utils.predicting.writing import open_writer
 
     read = input_format(file, options["input_format"])
@@ -66,7 +66,8 @@ def predict(layout: Layout, model: str, dataset: str, file: Path, options: dict[
         column=options["column"], min_confidence=options["min_confidence"], top=options["top"]
     )
     path, text = None if file == STANDARD else file, options["text"] or ()
-    with open_rows(path, read, text=text, separator=options["sep"]) as rows:
+    trained = text_columns(layout, model, dataset, options["time"])
+    with open_rows(path, read, text=text, trained=trained, separator=options["sep"]) as rows:
         source = open_source(
             layout, model, dataset, model_class, time=options["time"], runtime=options["runtime"]
         )
@@ -105,8 +106,8 @@ EPILOG = """Examples:
 )  # fmt: skip
 @click.option(
     "-t", "--text", type=cli.NameList(),
-    help="Text column; several, comma-separated, are joined as adapt.py does.  [default: text, "
-    "else name, else the only one]",
+    help="Text column; several, comma-separated, are joined as adapt.py does.  [default: those "
+    "that the dataset was made from, else text, else name, else the only one]",
 )  # fmt: skip
 @click.option("--format", type=click.Choice(FORMATS), help="Of the output.  [default: its ending]")
 @click.option(

@@ -279,6 +279,7 @@ def _provenance(dataset: Dataset, options: Options) -> dict[str, Any]:
     return {
         "dataset": dataset.name,
         "fingerprint": dataset.fingerprint,
+        "text_columns": list(dataset.text_columns),
         "rows": {"train": len(dataset.train), "val": len(dataset.val), "test": len(dataset.test)},
         "seed": options.seed,
         "started": datetime.datetime.now().isoformat(timespec="seconds"),

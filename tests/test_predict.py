@@ -565,3 +565,37 @@ def test_rows_say_how_far_they_are(tmp_path: Path) -> None:
             assert sum(sizes) == len(TEXTS)
             assert max(sizes) <= 16
             assert rows.part() == 1.0
+
+
+def test_the_columns_that_the_dataset_was_made_from_are_read(layout: Layout) -> None:
+    from adapt import main as adapt
+    from train import Options
+    from train import train as train_pair
+
+    words = ["wash" if row % 2 else "metal" for row in range(120)]
+    lines = [f"item {row},{word},{word}s" for row, word in enumerate(words)]
+    shop = layout.root / "shop.csv"
+    shop.parent.mkdir(exist_ok=True)
+    shop.write_text("\n".join(["name,description,class", *lines]) + "\n")
+    arguments = ["flat", str(shop), "joined", "-t", "name,description", "-c", "class"]
+    assert CliRunner().invoke(adapt, arguments).exit_code == 0
+    train_pair(layout, QUICK, "joined", Options())
+    options = ["-m", QUICK, "-d", "joined"]
+    result = CliRunner().invoke(predict.main, [*options, str(shop)])
+    assert "(name, description)" in result.stderr
+    assert all(
+        row["prediction"] == row["class"] for row in read(shop.with_stem("shop.predictions"))
+    )
+    alone = write_csv(layout.root / "alone.csv", [{"name": "wash"}])
+    assert "(name)" in CliRunner().invoke(predict.main, [*options, str(alone)]).stderr
+    assert "(name)" in CliRunner().invoke(predict.main, [*options, "-t", "name", str(shop)]).stderr
+
+
+def test_a_column_that_holds_separators_is_not_taken_for_the_text(
+    tmp_path: Path, model: Any
+) -> None:
+    table = tmp_path / "semi.csv"
+    table.write_text("words;more\na;b\n")
+    refused(run(table), "say --sep ';'")
+    assert not table.with_stem("semi.predictions").exists()
+    refused(run(table, "--sep", "|"), "say --sep ';'")

@@ -11,7 +11,7 @@ import numpy as np
 
 from utils import dvc
 from utils.errors import UserError, unknown
-from utils.files import atomic_dir, write_json
+from utils.files import atomic_dir, read_json, write_json
 from utils.hierarchy import Hierarchy, Ints
 from utils.paths import Layout
 
@@ -47,7 +47,10 @@ class Split:
 
 @dataclass(frozen=True, kw_only=True)
 class Dataset:
-    """An intermediate dataset in memory; `fingerprint` tells whether two are the same."""
+    """An intermediate dataset in memory; `fingerprint` tells whether two are the same.
+
+    `text_columns` are those of the table that it was made from, as far as they are known.
+    """
 
     name: str
     hierarchy: Hierarchy
@@ -55,6 +58,7 @@ class Dataset:
     val: Split
     test: Split
     fingerprint: str
+    text_columns: tuple[str, ...] = ()
 
     def splits(self) -> dict[str, Split]:
         """The three splits by name."""
@@ -111,7 +115,22 @@ def load_dataset(layout: Layout, name: str) -> Dataset:
     splits = {file.stem: _read_split(file, hierarchy) for file in files[1:]}
     if not len(splits["train"]):
         raise UserError(f"Dataset {name!r} has no training rows. Run adapt.py again.")
-    return Dataset(name=name, hierarchy=hierarchy, fingerprint=_fingerprint(files), **splits)
+    return Dataset(
+        name=name,
+        hierarchy=hierarchy,
+        fingerprint=_fingerprint(files),
+        text_columns=_text_columns(folder / "report.json"),
+        **splits,
+    )
+
+
+def _text_columns(report: Path) -> tuple[str, ...]:
+    """The columns that became the texts, by what adapt.py wrote down; none if it did not."""
+    try:
+        text = read_json(report)["recipe"]["text"]
+    except (UserError, KeyError, TypeError):
+        return ()
+    return tuple(text.split(",")) if isinstance(text, str) else ()
 
 
 def _fingerprint(files: list[Path]) -> str:

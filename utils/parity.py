@@ -26,6 +26,8 @@ BATCHES = (1, 7)
 SINGLES = 40
 EQUAL_DECISIONS = 0.99
 ACCURACY_LOSS = 0.005
+FEWEST = round(1 / (1 - EQUAL_DECISIONS))
+"""Rows below which a single other decision is too many."""
 INT8_TEXTS = 2000
 INT8_SINGLES = 300
 ODD_TEXTS = ("", " ", "żółć 猫 🙂 qzxv", "\x00", "a" * 3000)
@@ -194,9 +196,10 @@ class Judge:
             f" asked), leaf accuracy {before:.4f} → {after:.4f} (loss of {ACCURACY_LOSS} allowed)"
         )
         if same < EQUAL_DECISIONS or before - after > ACCURACY_LOSS:
+            few_rows = f" With {len(rows)} rows none may differ." if len(rows) < FEWEST else ""
             raise UserError(
-                f"{name} is not good enough: {text}. Nothing was written; export without "
-                "--quantize."
+                f"{name} is not good enough: {text}.{few_rows} Nothing was written; export "
+                "without --quantize."
             )
         log.info("%s: %s", name, text)
         return figures

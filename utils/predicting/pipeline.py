@@ -39,6 +39,8 @@ class Source:
         The file that its weights are in, or came from.
     description
         What it is, in a few words.
+    form
+        ``onnx_fp32`` or ``onnx_int8`` for an export, else empty.
     """
 
     hierarchy: Hierarchy
@@ -48,6 +50,7 @@ class Source:
     run: Callable[[Any], tuple[Floats, Floats]]
     checkpoint: str
     description: str
+    form: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

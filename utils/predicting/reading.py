@@ -29,6 +29,7 @@ BLOCK = 4 << 20  # of a text table; a row has to fit
 SEPARATORS = {"csv": ",", "tsv": "\t"}
 SAMPLE = 1000  # rows of JSON lines in which a text column has to appear
 _BOM = "\ufeff"
+_LIKELY = re.compile(r"[,;|\t]")
 
 JsonRow = tuple[int, str, dict[str, Any]]
 """Number of the line, its JSON, its value."""
@@ -67,6 +68,8 @@ class Rows(ABC):
         Where it is read from.
     wanted
         Text columns, empty for the usual ones.
+    trained
+        Those that the model learned from: taken first where none are wanted.
 
     Attributes
     ----------
@@ -79,10 +82,10 @@ class Rows(ABC):
     columns: tuple[str, ...]
     text: tuple[str, ...]
 
-    def __init__(self, source: Input, wanted: Sequence[str]) -> None:
+    def __init__(self, source: Input, wanted: Sequence[str], trained: Sequence[str] = ()) -> None:
         self.source = source
         self.name = source.name
-        self._wanted = tuple(wanted)
+        self._wanted, self._trained = tuple(wanted), tuple(trained)
         if source.size == 0:
             raise self.empty()
 
@@ -122,6 +125,8 @@ class Rows(ABC):
                 raise unknown("column", name, columns)
             if columns.count(name) > 1:
                 raise UserError(f"{self.name} has several columns {name!r}. Rename all but one.")
+        if not self._wanted and self._trained and all(columns.count(x) == 1 for x in self._trained):
+            return self._trained
         usual = [name for name in TEXT_COLUMNS if columns.count(name) == 1]
         if not self._wanted and not usual and len(columns) != 1:
             raise UserError(
@@ -156,8 +161,10 @@ class TableRows(Rows):
 class CsvRows(TableRows):
     """A text table; every cell stays the string it is."""
 
-    def __init__(self, source: Input, wanted: Sequence[str], separator: str) -> None:
-        super().__init__(source, wanted)
+    def __init__(
+        self, source: Input, wanted: Sequence[str], separator: str, trained: Sequence[str] = ()
+    ) -> None:
+        super().__init__(source, wanted, trained)
         self._separator = separator
         with self._explained():
             self._reader = self._open()
@@ -166,6 +173,11 @@ class CsvRows(TableRows):
             self.columns = tuple(self._reader.schema.names)
         except UnicodeDecodeError as error:
             raise self.not_utf8("the names of its columns") from error
+        if not wanted and len(self.columns) == 1 and (found := _LIKELY.search(self.columns[0])):
+            raise UserError(
+                f"{self.name} has one column, {self.columns[0]!r}. If {found[0]!r} separates its "
+                f"columns, say --sep {found[0]!r}; else name it with -t."
+            )
         self.text = self.choose(self.columns)
 
     def _schema(self) -> pa.Schema:
@@ -206,8 +218,8 @@ class CsvRows(TableRows):
 class ParquetRows(TableRows):
     """A Parquet file; from standard input by way of a temporary file."""
 
-    def __init__(self, source: Input, wanted: Sequence[str]) -> None:
-        super().__init__(source, wanted)
+    def __init__(self, source: Input, wanted: Sequence[str], trained: Sequence[str] = ()) -> None:
+        super().__init__(source, wanted, trained)
         import pyarrow.parquet as pq
 
         if source.is_packed:
@@ -268,8 +280,8 @@ class ParquetRows(TableRows):
 class JsonRows(Rows):
     """JSON lines: an object per line; blank lines are no rows."""
 
-    def __init__(self, source: Input, wanted: Sequence[str]) -> None:
-        super().__init__(source, wanted)
+    def __init__(self, source: Input, wanted: Sequence[str], trained: Sequence[str] = ()) -> None:
+        super().__init__(source, wanted, trained)
         self._rows = self._read()
         self._first = list(itertools.islice(self._rows, SAMPLE))
         if not self._first:
@@ -365,7 +377,12 @@ def explained(rows: Rows, kind: str) -> Iterator[None]:
 
 @contextmanager
 def open_rows(
-    path: Path | None, kind: str, *, text: Sequence[str] = (), separator: str | None = None
+    path: Path | None,
+    kind: str,
+    *,
+    text: Sequence[str] = (),
+    trained: Sequence[str] = (),
+    separator: str | None = None,
 ) -> Iterator[Rows]:
     """Open a table.
 
@@ -376,7 +393,9 @@ def open_rows(
     kind
         One of `utils.predicting.formats.FORMATS`.
     text
-        Text columns; several are joined as adapt.py joins them. Empty for the usual one.
+        Text columns; several are joined as adapt.py joins them. Empty for the usual ones.
+    trained
+        The columns that the model learned from: the usual ones where the table has them all.
     separator
         Of the columns of a text table.
 
@@ -387,8 +406,8 @@ def open_rows(
     """
     with open_input(path) as source:
         if kind == "parquet":
-            yield ParquetRows(source, text)
+            yield ParquetRows(source, text, trained)
         elif kind == "jsonl":
-            yield JsonRows(source, text)
+            yield JsonRows(source, text, trained)
         else:
-            yield CsvRows(source, text, separator or SEPARATORS[kind])
+            yield CsvRows(source, text, separator or SEPARATORS[kind], trained)

@@ -66,6 +66,19 @@ def _exported(folder: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
+def text_columns(layout: Layout, model: str, dataset: str, time: str | None = None) -> list[str]:
+    """The columns that a pair's texts came from; none where that is not known."""
+    try:
+        if runs(layout, model, dataset):
+            meta = checkpoint_meta(find_checkpoint(layout, model, dataset, "best", time))
+        else:
+            meta = read_json(layout.output(model, dataset) / "manifest.json")
+        found = meta["info"]["text_columns"]
+    except (UserError, KeyError, TypeError):
+        return []  # what is wrong shows when the pair is opened
+    return [name for name in found if isinstance(name, str)] if isinstance(found, list) else []
+
+
 def is_linear(manifest: dict[str, Any]) -> bool:
     """Whether an export is of a TF-IDF model: its graph takes seven times as long as the model."""
     return "vocabulary" in _object(manifest, "scorer")
@@ -110,6 +123,7 @@ def from_export(folder: Path) -> Source:
         run=scorer.run,
         checkpoint=checkpoint,
         description=f"the ONNX export ({precision}) of {checkpoint} in {folder}",
+        form=f"onnx_{precision}",
     )
 
 
