@@ -68,7 +68,7 @@ def ask(layout: Layout, text: str) -> None:
     cli.say(f"  curl -d {shlex.quote(document)} http://localhost:5000/predict")
 
 
-@click.command()
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
 def main() -> None:
     """Generate data, train two models, export both as services, ask one over HTTP."""
     started = time.monotonic()
