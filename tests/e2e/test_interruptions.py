@@ -40,7 +40,7 @@ def run(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 def project(root: Path, model: str = "db_bhcn") -> Layout:
     layout = Layout(root)
     write_rows(layout, "tiny", *tiny_rows(1400))
-    settings = {"encoder": str(tiny_encoder(root)), "max_len": 16, "epochs": 4}
+    settings = {"encoder": str(tiny_encoder(root)), "max_len": 16, "epochs": 6}
     if model == "db_ahmcnf":  # its epochs, without the encoder, would be over before the kill
         settings["train_minibatch_size"] = 2
     (root / "hyperparameters.json").write_text(json.dumps({model: settings}))
@@ -79,8 +79,8 @@ def test_resumed_after_kills_equals_never_killed(tmp_path: Path, model: str) -> 
     killed = project(tmp_path / "killed", model)
     moments = random.Random(0)
     kills = 0
-    # before the first epoch has ended, in the middle of the second, around the third's end
-    for line, longest in (("rows to train", 2.0), ("1/4", 0.6), ("3/4", 0.1)):
+    # before the first epoch has ended, soon after that, and at the end of the last but one
+    for line, longest in (("rows to train", 2.0), ("1/6", 0.6), ("5/6", 0.1)):
         kills += killed_at(killed.root, model, line, moments.uniform(0, longest))
         check_visible(killed)
     assert kills == 3
