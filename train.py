@@ -5,12 +5,10 @@ from __future__ import annotations
 
 import datetime
 import os
-import platform
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -270,12 +268,8 @@ def _difference(model: Model, config: Any, dataset: Dataset, options: Options) -
 
 
 def _provenance(dataset: Dataset, options: Options) -> dict[str, Any]:
-    versions = {"python": platform.python_version()}
-    for library in LIBRARIES:
-        try:
-            versions[library] = metadata.version(library)
-        except metadata.PackageNotFoundError:
-            continue
+    from utils.manifest import versions
+
     return {
         "dataset": dataset.name,
         "fingerprint": dataset.fingerprint,
@@ -283,7 +277,7 @@ def _provenance(dataset: Dataset, options: Options) -> dict[str, Any]:
         "rows": {"train": len(dataset.train), "val": len(dataset.val), "test": len(dataset.test)},
         "seed": options.seed,
         "started": datetime.datetime.now().isoformat(timespec="seconds"),
-        "versions": versions,
+        "versions": versions(LIBRARIES),
         "epoch": 0,
         "history": [],
     }
