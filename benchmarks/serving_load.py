@@ -20,37 +20,10 @@ from pathlib import Path
 
 import aiohttp
 
-WORDS = [
-    "red",
-    "blue",
-    "wool",
-    "cotton",
-    "shirt",
-    "phone",
-    "card",
-    "balance",
-    "how",
-    "when",
-    "late",
-    "train",
-    "kettle",
-    "spare",
-]
-BAD_BODIES = (
-    b"",
-    b"{}",
-    b"[]",
-    b"not json",
-    b'{"text": null}',
-    b'{"text": 3}',
-    b'{"text": ""}',
-    b'{"text": "\\ud800"}',
-)
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
 
-
-def generated_texts(count: int, rng: random.Random) -> list[str]:
-    """Texts of 3 to 30 words."""
-    return [" ".join(rng.choices(WORDS, k=rng.randint(3, 30))) for _ in range(count)]
+from benchmarks.traffic import BAD_BODIES, generated_texts  # noqa: E402
 
 
 async def connection(
