@@ -117,6 +117,7 @@ def test_any_other_text_is_answered(service: Any, text: str) -> None:
 def test_classify_answers_path_confidence_levels_and_alternatives(service: Any) -> None:
     (response,) = ask(service, document("wool sock"), api="classify")
     assert json.loads(response.body) == {
+        "request_id": response.headers["X-Request-Id"],
         "path": ["Root", "wool", "sock"],
         "confidence": 0.5,
         "levels": [
@@ -215,4 +216,4 @@ def test_an_answer_of_numpy_numbers_is_plain_json() -> None:
     answer = SimpleNamespace(
         path=("A",), confidence=one, levels=(("A", one),), alternatives=((("A",), one),)
     )
-    assert json.loads(json.dumps(answer_to_dict(answer)))["confidence"] == 0.5  # type: ignore[arg-type]
+    assert json.loads(json.dumps(answer_to_dict(answer, "0f")))["confidence"] == 0.5  # type: ignore[arg-type]

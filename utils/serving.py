@@ -6,25 +6,26 @@ this module imports is copied into each bundle, so it stays free of training cod
 
 from __future__ import annotations
 
-import logging
 import shutil
-import traceback
+import uuid
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import bentoml
 from bentoml.adapters import JsonInput, JsonOutput
-from bentoml.configuration.containers import BentoMLContainer
 from bentoml.service.artifacts import BentoServiceArtifact
 from bentoml.types import HTTPRequest, InferenceTask
 
+from utils.serving_access import check_token, has_token, max_characters
+from utils.serving_log import keep_texts_out_of_logs, log_failure
 from utils.serving_text import Refusal, decode_body, text_of
 
 if TYPE_CHECKING:
-    from utils.classifier import Answer, Classifier
+    from flask import Flask
 
-log = logging.getLogger("bentoml.service")  # the servers of a bundle show the loggers of bentoml
+    from utils.classifier import Answer
+    from utils.serving_watch import Watch
 
 BASE_IMAGE = "python:3.11-slim-bookworm"
 MAX_BATCH = 64
@@ -33,7 +34,8 @@ MAX_LATENCY = 300_000
 the time-out of a batch, and the wait above which a request is refused with 429. Before its first
 measurement the server reckons with 2 s a text: this allows for 148 waiting at once."""
 
-_PLAIN = {"Content-Type": "text/plain; charset=utf-8"}
+EXAMPLE = {"text": "a text to classify"}
+PROBE = "Is the classifier there?"
 
 
 class TextInput(JsonInput):
@@ -42,32 +44,38 @@ class TextInput(JsonInput):
     Neither the text nor the headers stay in the task, which the server would log.
     """
 
+    HTTP_METHODS = ("POST",)
+
     def from_http_request(self, req: HTTPRequest) -> InferenceTask:
-        """Decode the body; the headers are left behind."""
+        """Check the token and decode the body; the headers are left behind."""
+        task = InferenceTask(task_id=uuid.uuid4().hex)
+        headers = req.headers
         try:
-            headers = req.headers
-            body = decode_body(req.body, headers.charset, headers.content_encoding)
+            check_token(headers.get("Authorization"))
+            task.data = decode_body(req.body, headers.charset, headers.content_encoding)
         except Refusal as refusal:
-            return _discard(InferenceTask(), refusal.status, str(refusal))
-        return InferenceTask(data=body)
+            return _discard(task, refusal)
+        return task
 
     def extract_user_func_args(self, tasks: Iterable[InferenceTask]) -> tuple[list[str]]:
         """Collect the texts of the tasks that have one and discard the others."""
-        texts = []
+        texts, limit = [], max_characters()
         for task in tasks:
             if task.is_discarded:
                 continue
             try:
-                texts.append(text_of(task.data))
+                texts.append(text_of(task.data, limit))
             except Refusal as refusal:
-                _discard(task, refusal.status, str(refusal))
+                _discard(task, refusal)
             task.data = None
         return (texts,)
 
 
-def _discard(task: InferenceTask, status: int, message: str) -> InferenceTask:
+def _discard(task: InferenceTask, refusal: Refusal) -> InferenceTask:
     # headers of its own: by default all failed tasks of a process share one object
-    return task.discard(message, http_status=status, http_headers=dict(_PLAIN))
+    return task.discard(
+        str(refusal), http_status=refusal.status, http_headers=dict(refusal.headers)
+    )
 
 
 class FolderArtifact(BentoServiceArtifact):
@@ -120,9 +128,10 @@ class TextClassifierService(bentoml.BentoService):
     def __init__(self) -> None:
         super().__init__()
         keep_texts_out_of_logs()
+        self._watch: Watch | None = None
 
     @bentoml.api(
-        input=TextInput(http_input_example={"text": "a text to classify"}),
+        input=TextInput(http_input_example=EXAMPLE),
         output=JsonOutput(),
         batch=True,
         mb_max_batch_size=MAX_BATCH,
@@ -131,10 +140,10 @@ class TextClassifierService(bentoml.BentoService):
     )
     def predict(self, texts: list[str], tasks: Sequence[InferenceTask] = ()) -> list[str]:
         """Answer with the path alone."""
-        return ["\n".join(answer.path) for answer in self._answer(texts, tasks)]
+        return ["\n".join(answer.path) for _, answer in self._answer(texts, tasks)]
 
     @bentoml.api(
-        input=TextInput(http_input_example={"text": "a text to classify"}),
+        input=TextInput(http_input_example=EXAMPLE),
         output=JsonOutput(),
         batch=True,
         mb_max_batch_size=MAX_BATCH,
@@ -145,35 +154,70 @@ class TextClassifierService(bentoml.BentoService):
         self, texts: list[str], tasks: Sequence[InferenceTask] = ()
     ) -> list[dict[str, Any]]:
         """Answer with path, confidence, levels and alternatives."""
-        return [answer_to_dict(answer) for answer in self._answer(texts, tasks)]
+        return [answer_to_dict(answer, name) for name, answer in self._answer(texts, tasks)]
 
-    def _answer(self, texts: list[str], tasks: Sequence[InferenceTask]) -> list[Answer]:
+    def extend_app(self, app: Flask) -> None:
+        """Add what a server of this service has besides its two APIs; called by that server."""
+        from utils import serving_openapi, serving_routes
+        from utils.serving_watch import Watch
+
+        limit = max_characters()  # a wrong setting is to stop the server
+        classifier = self.artifacts.classifier
+        self._watch = watch = Watch(classifier)
+        serving_routes.add_refusals(app)
+        serving_routes.add_state(app, lambda: classifier.answer([PROBE]))
+        offer = watch.reporter.offer_feedback if watch.reporter else None
+        serving_routes.add_feedback(app, watch.paths, offer)
+        example = max(sorted(watch.paths), key=len, default=("Above", "Below"))
+        serving_routes.add_docs(
+            app, serving_openapi.document(self.name, self.version, example, limit, has_token())
+        )
+
+    def _answer(self, texts: list[str], tasks: Sequence[InferenceTask]) -> list[tuple[str, Answer]]:
         """Answer a micro-batch; if it fails, one by one, so that its cause fails alone.
 
         Tasks that fail are discarded and have no answer in the list.
+
+        Returns
+        -------
+        list of tuple
+            Request ids with answers.
         """
         if not texts:
             return []
-        classifier: Classifier = self.artifacts.classifier
+        called_from_python = len(tasks) != len(texts)
+        names = (
+            [uuid.uuid4().hex for _ in texts]
+            if called_from_python
+            else [task.task_id for task in tasks]
+        )
         try:
-            return classifier.answer(texts)
+            return self._answer_batch(texts, names)
         except Exception as error:
-            if len(tasks) != len(texts):  # called from Python, not by a server
+            if called_from_python:
                 raise
-            _log_failure(error)
-        answers: list[Answer] = []
+            log_failure("The classifier", error)
+        answers: list[tuple[str, Answer]] = []
         for text, task in zip(texts, tasks, strict=True):
             try:
-                answers += classifier.answer([text])
+                answers += self._answer_batch([text], [task.task_id])
             except Exception as error:
-                _log_failure(error)
-                _discard(task, 500, "The classifier failed on this text.")
+                log_failure("The classifier", error)
+                _discard(task, Refusal(500, "The classifier failed on this text."))
         return answers
 
+    def _answer_batch(self, texts: list[str], names: list[str]) -> list[tuple[str, Answer]]:
+        if self._watch is None:
+            answers = self.artifacts.classifier.answer(texts)
+        else:
+            answers = self._watch.answer(texts, names)
+        return list(zip(names, answers, strict=True))
 
-def answer_to_dict(answer: Answer) -> dict[str, Any]:
+
+def answer_to_dict(answer: Answer, request_id: str) -> dict[str, Any]:
     """The answer of `POST /classify`."""
     return {
+        "request_id": request_id,
         "path": list(answer.path),
         "confidence": float(answer.confidence),
         "levels": [{"name": name, "confidence": float(prob)} for name, prob in answer.levels],
@@ -181,24 +225,3 @@ def answer_to_dict(answer: Answer) -> dict[str, Any]:
             {"path": list(path), "confidence": float(prob)} for path, prob in answer.alternatives
         ],
     }
-
-
-def _log_failure(error: Exception) -> None:
-    """Log where it happened but not the error's message, which may quote the text."""
-    where = "".join(traceback.format_tb(error.__traceback__))
-    log.error("The classifier failed with %s:\n%s", type(error).__name__, where)
-
-
-def _drop(record: logging.LogRecord) -> bool:
-    return False
-
-
-def keep_texts_out_of_logs() -> None:
-    """Stop BentoML from logging requests and answers, and close `/feedback`, which logs its body.
-
-    As released, each goes to the console and to prediction.log and feedback.log at INFO. A filter
-    survives a later configuration of the loggers; a level would not.
-    """
-    for name in ("bentoml.prediction", "bentoml.feedback"):
-        logging.getLogger(name).addFilter(_drop)
-    BentoMLContainer.config.bento_server.feedback.enabled.set(False)

@@ -38,6 +38,12 @@ class Refusal(Exception):
         super().__init__(message)
         self.status = status
 
+    @property
+    def headers(self) -> dict[str, str]:
+        """Of the response."""
+        headers = {"Content-Type": "text/plain; charset=utf-8"}
+        return headers | ({"WWW-Authenticate": "Bearer"} if self.status == 401 else {})
+
 
 def decode_body(body: bytes, charset: str | None, encoding: str) -> str:
     """Turn the bytes of a request into characters.
@@ -76,32 +82,54 @@ def _unzip(body: bytes) -> bytes:
         raise Refusal(400, "The body is not gzip, as its Content-Encoding says.") from None
 
 
-def text_of(document: str | bytes) -> str:
-    """Take the text out of ``{"text": "…"}``; other keys are ignored.
+def object_of(document: str | bytes, example: str) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Parameters
+    ----------
+    example
+        What to send instead of anything else.
 
     Raises
     ------
     Refusal
-        Anything else than one non-empty text of at most `MAX_CHARACTERS`.
+        It is none.
     """
     if not document:
-        raise Refusal(400, f"The body is empty: {_EXAMPLE}.")
+        raise Refusal(400, f"The body is empty: {example}.")
     try:
         value = json.loads(document)
     except (ValueError, RecursionError):  # also a number of 5,000 digits, and 10,000 times "["
-        raise Refusal(400, f"The body is not JSON: {_EXAMPLE}.") from None
+        raise Refusal(400, f"The body is not JSON: {example}.") from None
     if not isinstance(value, dict):
-        raise Refusal(400, f"The body is {_kind(value)}, not an object: {_EXAMPLE}.")
+        raise Refusal(400, f"The body is {_kind(value)}, not an object: {example}.")
+    return value
+
+
+def text_of(document: str | bytes, limit: int = MAX_CHARACTERS) -> str:
+    """Take the text out of ``{"text": "…"}``; other keys are ignored.
+
+    Parameters
+    ----------
+    limit
+        Characters allowed.
+
+    Raises
+    ------
+    Refusal
+        Anything else than one non-empty text within the limit.
+    """
+    value = object_of(document, _EXAMPLE)
     if "text" not in value:
         raise Refusal(400, f"The body has no 'text': {_EXAMPLE}.")
-    return _checked(value["text"])
+    return _checked(value["text"], limit)
 
 
-def _checked(text: Any) -> str:
+def _checked(text: Any, limit: int) -> str:
     if not isinstance(text, str):
         raise Refusal(400, f"'text' is {_kind(text)}, not a string: {_EXAMPLE}.")
-    if len(text) > MAX_CHARACTERS:
-        raise Refusal(413, f"'text' has {len(text)} characters; {MAX_CHARACTERS} are allowed.")
+    if len(text) > limit:
+        raise Refusal(413, f"'text' has {len(text)} characters; {limit} are allowed.")
     if not text.strip():
         raise Refusal(400, "'text' is empty.")
     try:

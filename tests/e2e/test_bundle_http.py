@@ -125,7 +125,7 @@ def test_headers_cannot_break_it(server: Server) -> None:
 
 
 def test_a_pickle_from_outside_is_not_opened(server: Server) -> None:
-    """Two slashes lead past the proxy, to a server that trusts this header."""
+    """The server behind the proxy trusts this header."""
     mark = server.home / "mark"
 
     class Evil:
@@ -133,7 +133,8 @@ def test_a_pickle_from_outside_is_not_opened(server: Server) -> None:
             return (os.mkdir, (str(mark),))
 
     headers = {"BentoML-Is-Merged-Request": "true"}
-    assert server.request("//predict", pickle.dumps(Evil()), headers).status == 400
+    for path in ("/predict", "//predict"):
+        assert server.request(path, pickle.dumps(Evil()), headers).status in {400, 404}
     assert not mark.exists()
 
 
@@ -161,3 +162,61 @@ def test_it_bears_load(bundle: Path, tmp_path: Path) -> None:
             [sys.executable, script, url, *options], capture_output=True, text=True
         )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def _metrics(server: Server) -> dict[str, float]:
+    lines = (line.rsplit(" ", 1) for line in server.get("/metrics").text.splitlines())
+    return {name: float(value) for name, value in lines if not name.startswith("#")}
+
+
+def test_metrics_tell_what_clients_saw(server: Server) -> None:
+    good, bad = (f'ktt_requests_total{{endpoint="/classify",status="{s}"}}' for s in (200, 400))
+    before = _metrics(server)
+    for document in ({"text": "a red balance"}, {"text": "b"}, {"text": ""}):
+        server.ask("/classify", document)
+    after = _metrics(server)
+    assert after[good] - before[good] == 2
+    assert after[bad] - before[bad] == 1
+    seconds = 'ktt_request_seconds_count{endpoint="/classify"}'
+    assert after[seconds] - before[seconds] == 3
+    assert after["ktt_confidence_count"] - before["ktt_confidence_count"] == 2
+    answers = [sum(v for k, v in m.items() if "ktt_answers" in k) for m in (before, after)]
+    assert answers[1] - answers[0] == 2
+
+
+def test_random_addresses_do_not_become_metrics(server: Server) -> None:
+    server.get("/warm-up")
+    before = set(_metrics(server))
+    for number in range(50):
+        server.get(f"/{SECRET}/{number}")
+        server.request(f"/predict/{number}?{SECRET}", b"{}")
+    metrics = _metrics(server)
+    assert set(metrics) == before
+    assert metrics['ktt_requests_total{endpoint="other",status="404"}'] >= 100
+
+
+def test_state_is_told(server: Server) -> None:
+    for path in ("/healthz", "/livez", "/readyz"):
+        assert server.get(path).status == 200, path
+        assert server.request(path, b"{}").status == 405, path
+
+
+def test_an_answer_has_an_id(server: Server) -> None:
+    reply = server.ask("/classify", {"text": "a red balance"})
+    assert len(reply.json()["request_id"]) == 32
+    assert reply.headers["X-Request-Id"] == reply.json()["request_id"]
+    assert len(server.ask("/predict", {"text": "a"}).headers["X-Request-Id"]) == 32
+
+
+def test_what_is_not_there_is_refused_with_one_line(server: Server) -> None:
+    for path, method, status in (
+        ("/nothing", "GET", 404),
+        ("/predict", "GET", 405),
+        ("/classify", "DELETE", 405),
+        ("/predict", f"{SECRET}", 400),  # aiohttp's parser says so
+    ):
+        reply = server.request(path, b"{}", {"Accept": "text/html"}, method)
+        assert reply.status == status, (path, method)
+        assert reply.headers["Content-Type"].startswith("text/plain")
+        assert len(reply.text.splitlines()) == 1
+        assert SECRET not in reply.text

@@ -20,7 +20,10 @@ _TOUCHED = frozenset(
         "bentoml.utils.usage_stats",
         "bentoml.marshal.marshal",
         "bentoml.marshal.utils",
+        "bentoml.server",
+        "bentoml.server.api_server",
         "bentoml.server.gunicorn_config",
+        "bentoml.server.instruments",
     }
 )
 

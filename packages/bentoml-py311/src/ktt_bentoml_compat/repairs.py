@@ -13,7 +13,7 @@ import os
 import pickle
 import sys
 import warnings
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from types import CodeType, ModuleType
 from typing import Any
@@ -140,46 +140,81 @@ def _read_message(raw: bytes) -> Any:
 
 
 class ProxyLoader(SourceFileLoader):
-    """`bentoml.marshal.marshal`, which answers 500 where the client is at fault.
+    """`bentoml.marshal.marshal`, the proxy, which lets clients fill its memory and make it fail.
 
-    A body over `max_request_size` gets its 413, a header that is not UTF-8 a 400.
+    As released it keeps metrics of every path that was ever asked for, and answers 500 to a body
+    over `max_request_size` or to a header that is not UTF-8.
     """
 
     def exec_module(self, module: ModuleType) -> None:
         super().exec_module(module)
-        # the class that the metrics are wrapped around, so that they count the right status
+        from ktt_bentoml_compat import proxy
+
+        # the class without the metrics that are wrapped around it
         service = module.__dict__["MarshalService"].__mro__[1]
-        service.request_dispatcher = _with_client_errors(service.request_dispatcher)
+        proxy.improve(service)
+        module.__dict__["MarshalService"] = service
 
 
-def _with_client_errors(
-    dispatch: Callable[[Any, Any], Awaitable[Any]],
-) -> Callable[[Any, Any], Awaitable[Any]]:
-    @functools.wraps(dispatch)
-    async def request_dispatcher(self: Any, request: Any) -> Any:
-        from aiohttp import web
+class ServersLoader(SourceFileLoader):
+    """`bentoml.server`: starts both servers of a bundle, with workers for the cores there are."""
 
-        try:
-            return await dispatch(self, request)
-        except web.HTTPException as refusal:
-            return web.Response(status=refusal.status, text=refusal.text)
-        except web.RequestPayloadError:
-            return web.Response(status=400, text="The body is not encoded as its headers say.")
-        except UnicodeDecodeError:
-            return web.Response(status=400, text="The request's headers are not UTF-8.")
+    def exec_module(self, module: ModuleType) -> None:
+        super().exec_module(module)
+        from ktt_bentoml_compat import servers
 
-    return request_dispatcher
+        servers.improve(module.__dict__)
+
+
+class InstrumentsLoader(SourceFileLoader):
+    """`bentoml.server.instruments`: the folder of metrics is emptied once, not by each server.
+
+    And the workers keep no metrics by path of request.
+    """
+
+    def exec_module(self, module: ModuleType) -> None:
+        super().exec_module(module)
+        from ktt_bentoml_compat import servers
+
+        module.__dict__["setup_prometheus_multiproc_dir"] = servers.keep_metrics_folder
+        module.__dict__["InstrumentMiddleware"] = lambda app, service: app
+
+
+class ApiServerLoader(SourceFileLoader):
+    """`bentoml.server.api_server`: a service may have a method `extend_app`.
+
+    It is given the finished Flask application, to add routes and error handlers of its own.
+    """
+
+    def exec_module(self, module: ModuleType) -> None:
+        super().exec_module(module)
+        server = module.__dict__["BentoAPIServer"]
+        server.setup_routes = _with_extension(server.setup_routes)
+
+
+def _with_extension(setup_routes: Callable[[Any], None]) -> Callable[[Any], None]:
+    @functools.wraps(setup_routes)
+    def extended(self: Any) -> None:
+        setup_routes(self)
+        extend = getattr(self.bento_service, "extend_app", None)
+        if extend is not None:
+            extend(self.app)
+
+    return extended
 
 
 class GunicornConfigLoader(SourceFileLoader):
-    """`bentoml.server.gunicorn_config`: no control socket.
+    """`bentoml.server.gunicorn_config`: no control socket, and no metrics of the dead.
 
-    Newer gunicorns put one into the home folder, and a bundle's two servers would fight over it.
+    Newer gunicorns put a socket into the home folder, and a bundle's two servers would fight over
+    it. And as released a worker that was killed leaves its gauges behind: only one that ends by
+    itself runs the hook that removes them.
     """
 
     def exec_module(self, module: ModuleType) -> None:
         super().exec_module(module)
         module.__dict__["control_socket_disable"] = True
+        module.__dict__["child_exit"] = module.__dict__["worker_exit"]
 
 
 _LOADERS: dict[str, type[SourceFileLoader]] = {
@@ -188,7 +223,10 @@ _LOADERS: dict[str, type[SourceFileLoader]] = {
     "bentoml.utils.usage_stats": UsageStatsLoader,
     "bentoml.marshal.utils": MessageLoader,
     "bentoml.marshal.marshal": ProxyLoader,
+    "bentoml.server": ServersLoader,
+    "bentoml.server.api_server": ApiServerLoader,
     "bentoml.server.gunicorn_config": GunicornConfigLoader,
+    "bentoml.server.instruments": InstrumentsLoader,
 }
 
 

@@ -1,0 +1,216 @@
+"""What the proxy in front of the API workers says of each request, and how it passes them on.
+
+In place of methods of bentoml's `MarshalService`.
+"""
+
+from __future__ import annotations
+
+import logging
+import traceback
+from collections.abc import Awaitable, Callable, Mapping
+from http import HTTPStatus
+from time import perf_counter
+from typing import Any
+
+from aiohttp import ClientError, web
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest, multiprocess
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
+from yarl import URL
+
+log = logging.getLogger("bentoml.marshal")
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+INFRASTRUCTURE = (
+    "/", "/docs", "/docs.json", "/feedback", "/healthz",
+    "/livez", "/metadata", "/metrics", "/readyz",
+)  # fmt: skip
+OTHER = "other"
+SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
+ROWS = (1, 2, 4, 8, 16, 32, 64, 128)
+USUAL_STATUSES = (200, 400, 401, 413, 429, 500, 503)
+_PASSED_ON = ("Accept", "Authorization", "Content-Type", "User-Agent")
+_HOP_BY_HOP = frozenset(
+    {"connection", "content-length", "date", "keep-alive", "server", "transfer-encoding"}
+)
+
+
+class Meter:
+    """Counts requests as clients see them.
+
+    Endpoints are those of the service and of bentoml, all else is one: the path of a request is
+    the client's choice, and each new one would stay in memory for good.
+
+    Parameters
+    ----------
+    routes
+        Of the service's own APIs.
+    """
+
+    def __init__(self, routes: list[str]) -> None:
+        registry = CollectorRegistry()
+        self._apis = frozenset(f"/{route}" for route in routes)
+        self._endpoints = self._apis | set(INFRASTRUCTURE)
+        self.requests = Counter(
+            "ktt_requests", "Requests answered.", ["endpoint", "status"], registry=registry
+        )
+        self.seconds = Histogram(
+            "ktt_request_seconds", "Time from a request to its answer.", ["endpoint"],
+            buckets=SECONDS, registry=registry,
+        )  # fmt: skip
+        self.batches = Histogram(
+            "ktt_batch_size", "Requests answered together.", ["endpoint"],
+            buckets=ROWS, registry=registry,
+        )  # fmt: skip
+        self._start_at_zero()
+
+    def _start_at_zero(self) -> None:
+        """A counter that appears with its first event hides that event from rate()."""
+        for endpoint in (*self._endpoints, OTHER):
+            self.seconds.labels(endpoint)
+        for endpoint in self._apis:
+            self.batches.labels(endpoint)
+            for status in USUAL_STATUSES:
+                self.requests.labels(endpoint, status)
+
+    def endpoint(self, path: str) -> str:
+        """The label of a path."""
+        return path if path in self._endpoints else OTHER
+
+    def answered(self, path: str, status: int, seconds: float) -> None:
+        """Count one request."""
+        endpoint = self.endpoint(path)
+        self.requests.labels(endpoint, status).inc()
+        self.seconds.labels(endpoint).observe(seconds)
+
+
+def improve(service: type) -> None:
+    """Replace what the proxy does to a request before and after it has been answered."""
+    members: Any = service
+    make, init, batch = members.make_app, members.__init__, members._batch_handler_template
+
+    def __init__(self: Any, *args: Any, **options: Any) -> None:
+        init(self, *args, **options)
+        self.meter = Meter([api.route for api in self.bento_service_metadata_pb.apis])
+
+    def make_app(self: Any) -> web.Application:
+        app: web.Application = make(self)
+        app.middlewares.append(_front(self.meter))
+        return app
+
+    async def _batch_handler_template(
+        self: Any, requests: Any, api_route: str, max_latency: int
+    ) -> Any:
+        self.meter.batches.labels(f"/{api_route}").observe(len(requests))
+        return await batch(self, requests, api_route, max_latency)
+
+    members.__init__ = __init__
+    members.make_app = make_app
+    members._batch_handler_template = _batch_handler_template
+    members.request_dispatcher = _only_posts_in_batches(members.request_dispatcher)
+    members.relay_handler = relay
+    web.RequestHandler.handle_error = _unreadable  # type: ignore[method-assign,assignment]
+
+
+def _unreadable(
+    self: web.RequestHandler[Any],
+    request: web.BaseRequest,
+    status: int = 500,
+    exc: BaseException | None = None,
+    message: str | None = None,
+) -> web.StreamResponse:
+    """Refuse what is no HTTP. As released the response and the log quote it."""
+    if request.writer.output_size > 0:
+        raise ConnectionError("A part of the answer has been sent already.")
+    response = line(status)
+    response.force_close()
+    return response
+
+
+def _front(meter: Meter) -> Any:
+    @web.middleware
+    async def front(request: web.Request, handler: Handler) -> web.StreamResponse:
+        start = perf_counter()
+        if request.path == "/metrics" and request.method in {"GET", "HEAD"}:
+            response: web.StreamResponse = metrics()
+        else:
+            response = await answer(request, handler)
+        meter.answered(request.path, response.status, perf_counter() - start)
+        return response
+
+    return front
+
+
+def metrics() -> web.Response:
+    """All processes' metrics; without the workers' help, which may be busy."""
+    registry = CollectorRegistry()
+    multiprocess.MultiProcessCollector(registry)
+    return web.Response(
+        body=generate_latest(registry), headers={"Content-Type": CONTENT_TYPE_PLAIN_0_0_4}
+    )
+
+
+async def answer(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Answer a request, whatever happens; a refusal is one line of plain text."""
+    try:
+        response = await handler(request)
+        if isinstance(response, web.HTTPException):
+            raise response
+    except web.HTTPException as refusal:
+        return line(refusal.status, headers=_kept(refusal.headers, {"allow"}))
+    except web.RequestPayloadError:
+        return line(400, "The body is not encoded as its headers say.")
+    except UnicodeError:
+        return line(400, "The request's headers are not UTF-8.")
+    except TimeoutError:
+        return line(504)
+    except ClientError:
+        return line(503)
+    except Exception as error:
+        where = "".join(traceback.format_tb(error.__traceback__))
+        log.error("The proxy failed with %s:\n%s", type(error).__name__, where)
+        return line(500)
+    if response.status >= 400 and response.content_type == "text/html":
+        return line(response.status, headers=_kept(response.headers, {"allow"}))
+    return response
+
+
+def line(
+    status: int, text: str | None = None, headers: Mapping[str, str] | None = None
+) -> web.Response:
+    """One line of plain text; by default what the status means."""
+    text = text or f"{status} {HTTPStatus(status).phrase}."
+    return web.Response(status=status, text=text, headers=headers)
+
+
+def _kept(headers: Mapping[str, str], names: set[str]) -> dict[str, str]:
+    return {name: value for name, value in headers.items() if name.lower() in names}
+
+
+def _only_posts_in_batches(dispatch: Any) -> Any:
+    """As released any method is taken for a POST."""
+
+    async def request_dispatcher(self: Any, request: web.Request) -> web.StreamResponse:
+        if request.method == "POST":
+            response: web.StreamResponse = await dispatch(self, request)
+            return response
+        return await relay(self, request)
+
+    return request_dispatcher
+
+
+async def relay(self: Any, request: web.Request) -> web.StreamResponse:
+    """Pass a request on as it is.
+
+    As released this follows redirects, passes on the header that marks a batch of requests, and
+    builds an address from the Host header.
+    """
+    body = await request.read()
+    target = request.rel_url.raw_path_qs.removeprefix("/")
+    url = URL(f"http://{self.outbound_host}:{self.outbound_port}/{target}", encoded=True)
+    headers = {name: request.headers[name] for name in _PASSED_ON if name in request.headers}
+    async with self.get_client().request(
+        request.method, url, data=body, headers=headers, allow_redirects=False
+    ) as response:
+        content = await response.read()
+    kept = {k: v for k, v in response.headers.items() if k.lower() not in _HOP_BY_HOP}
+    return web.Response(status=response.status, body=content, headers=kept)

@@ -1,0 +1,147 @@
+"""Starts the two servers of a bundle: a proxy in front, API workers behind it.
+
+In place of the functions of `bentoml.server` with the same names.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable
+from multiprocessing import active_children
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import Any
+
+from ktt_bentoml_compat.cores import THREADS, cores
+
+log = logging.getLogger("bentoml.server")
+LOOPBACK = "127.0.0.1"
+METRICS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
+
+
+def improve(module: dict[str, Any]) -> None:
+    """Replace what `bentoml.server` starts its servers with."""
+    for name in ("start_dev_server", "start_prod_server"):
+        module[name] = _prepared(module[name], production=name == "start_prod_server")
+    for name in ("_start_dev_proxy", "_start_prod_proxy"):
+        module[name] = _watching(module[name])
+    module["_start_prod_server"] = _start_prod_server
+
+
+def _prepared(start: Callable[..., None], production: bool) -> Callable[..., None]:
+    @functools.wraps(start)
+    def prepared(*args: Any, **options: Any) -> None:
+        prepare_metrics_folder()
+        if production:
+            options["workers"] = share_cores(options.get("workers"))
+        try:
+            start(*args, **options)
+        finally:
+            if _ended_early.is_set():
+                raise SystemExit(1)
+
+    return prepared
+
+
+def prepare_metrics_folder() -> None:
+    """Empty the folder that all processes count in, before there are any.
+
+    As released both servers empty it while they start, each perhaps after the other has counted.
+    """
+    from bentoml.configuration.containers import BentoMLContainer
+
+    folder = Path(BentoMLContainer.prometheus_multiproc_dir.get())
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    os.environ[METRICS_FOLDER] = str(folder)
+
+
+def keep_metrics_folder(lock: Any = None) -> None:
+    """What each server does about that folder when it starts: nothing, if it is ready."""
+    if METRICS_FOLDER not in os.environ:
+        prepare_metrics_folder()
+
+
+def share_cores(workers: int | None) -> int:
+    """Settle the number of API workers and tell them how many threads each may use.
+
+    Parameters
+    ----------
+    workers
+        As the command line has it; its default counts as no wish.
+    """
+    try:
+        available = cores()
+    except ValueError as error:
+        raise SystemExit(f"Error: {error}") from None
+    if not workers or _is_default("workers"):
+        workers = available
+    threads = str(max(1, available // workers))
+    for name in (THREADS, "RAYON_NUM_THREADS", "OMP_NUM_THREADS"):
+        os.environ.setdefault(name, threads)
+    log.info("%d workers with %s threads each", workers, os.environ[THREADS])
+    return workers
+
+
+def _is_default(option: str) -> bool:
+    import click
+    from click.core import ParameterSource
+
+    context = click.get_current_context(silent=True)
+    return context is not None and context.get_parameter_source(option) is ParameterSource.DEFAULT
+
+
+# -- the end of one is the end of both ------------------------------------------------------
+
+_ended_early = threading.Event()
+
+
+def _watching(start_proxy: Callable[..., None]) -> Callable[..., None]:
+    """Stop the proxy when the server behind it is gone: alone it could only ever answer 503.
+
+    Whatever runs the bundle then starts it again.
+    """
+
+    @functools.wraps(start_proxy)
+    def watching(*args: Any, **options: Any) -> None:
+        for server in active_children():
+            threading.Thread(target=_stop_after, args=(server.sentinel,), daemon=True).start()
+        start_proxy(*args, **options)
+
+    return watching
+
+
+def _stop_after(sentinel: int) -> None:
+    wait([sentinel])
+    time.sleep(1)  # whoever stops both at once has no need of the rest
+    _ended_early.set()
+    log.error("The API server has ended, so the proxy ends too.")
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _start_prod_server(
+    saved_bundle_path: str,
+    port: int,
+    timeout: int,
+    workers: int,
+    enable_swagger: bool,
+    prometheus_lock: Any = None,
+) -> None:
+    """Start the API workers, on this machine's own address: only the proxy is to ask them."""
+    from bentoml.server.gunicorn_server import gunicorn_bento_server
+
+    log.info("Starting BentoML API server in production mode..")
+    gunicorn_bento_server()(
+        saved_bundle_path,
+        bind=f"{LOOPBACK}:{port}",
+        timeout=timeout,
+        workers=workers,
+        prometheus_lock=prometheus_lock,
+        enable_swagger=enable_swagger,
+    ).run()

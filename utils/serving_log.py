@@ -1,0 +1,31 @@
+"""What a service logs: where it failed, never what it was asked."""
+
+from __future__ import annotations
+
+import logging
+import traceback
+
+from bentoml.configuration.containers import BentoMLContainer
+
+log = logging.getLogger("bentoml.service")  # the servers of a bundle show the loggers of bentoml
+
+
+def log_failure(what: str, error: Exception) -> None:
+    """Log where it happened but not the error's message, which may quote the text."""
+    where = "".join(traceback.format_tb(error.__traceback__))
+    log.error("%s failed with %s:\n%s", what, type(error).__name__, where)
+
+
+def _drop(record: logging.LogRecord) -> bool:
+    return False
+
+
+def keep_texts_out_of_logs() -> None:
+    """Stop BentoML from logging requests and answers, and close its `/feedback`, which logs too.
+
+    As released, each goes to the console and to prediction.log and feedback.log at INFO. A filter
+    survives a later configuration of the loggers; a level would not.
+    """
+    for name in ("bentoml.prediction", "bentoml.feedback"):
+        logging.getLogger(name).addFilter(_drop)
+    BentoMLContainer.config.bento_server.feedback.enabled.set(False)
