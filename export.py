@@ -18,6 +18,8 @@ from utils.manifest import OPSET, OPSETS, read_manifest
 from utils.paths import PROJECT_ROOT, Layout
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from models.model import Model
     from utils.parity import Evidence
 
@@ -28,6 +30,7 @@ class Options:
 
     onnx: bool = False
     bento: bool = False
+    monitoring: bool = False
     latest: bool = False
     time: str | None = None
     opset: int = OPSET
@@ -90,6 +93,8 @@ def export(layout: Layout, model_name: str, dataset_name: str, options: Options)
         )
     model.info |= {"checkpoint": checkpoint.name, "dataset": dataset_name}
     cli.say(f"Exporting {model_name} · {dataset_name} from {checkpoint.name}")
+    # what may be missing is asked for before the graphs are made, which takes longer
+    reference = reference_set(layout, model, checkpoint) if options.monitoring else None
     evidence = validation_rows(layout, model)
     written = []
     if options.onnx:
@@ -98,8 +103,41 @@ def export(layout: Layout, model_name: str, dataset_name: str, options: Options)
         _say_quantization(folder)
         written.append(folder)
     if options.bento:
-        written.append(_export_bundle(layout, model, options, evidence))
+        written.append(_export_bundle(layout, model, options, evidence, reference))
     return written
+
+
+def reference_set(layout: Layout, model: Model, checkpoint: Path) -> Path | pa.Table:
+    """What monitoring compares with: the file beside the checkpoint, or made from the test split.
+
+    Raises
+    ------
+    UserError
+        There is none and the dataset that it could be made from is missing.
+    """
+    from utils.data import load_dataset
+    from utils.deployment import fits
+
+    name = model.info["dataset"]
+    beside = checkpoint.with_name(f"{checkpoint.stem}_reference.parquet")
+    if beside.exists() and fits(beside, model.reference_columns()):
+        return beside
+    fix = f"Write one with: python train.py -m {model.name} -d {name} -r"
+    try:
+        dataset = load_dataset(layout, name)
+    except UserError as error:
+        raise UserError(
+            f"Monitoring needs the reference set {beside.name}, which is missing, and it cannot "
+            f"be made: {error.message.rstrip('.')}. {fix}"
+        ) from error
+    if dataset.fingerprint != model.info.get("fingerprint"):
+        raise UserError(
+            f"Monitoring needs the reference set {beside.name}, which is missing, and dataset "
+            f"{name!r} has other rows than those that {checkpoint.name} was trained with. {fix}"
+        )
+    cli.say(f"Making a reference set from the test split of {name}")
+    with cli.progress("reference set") as progress:
+        return model.gen_reference_set(dataset.test, progress)
 
 
 def validation_rows(layout: Layout, model: Model) -> Evidence:
@@ -134,18 +172,37 @@ def _say_quantization(folder: Path) -> None:
         )
 
 
-def _export_bundle(layout: Layout, model: Model, options: Options, evidence: Evidence) -> Path:
+def _export_bundle(
+    layout: Layout,
+    model: Model,
+    options: Options,
+    evidence: Evidence,
+    reference: Path | pa.Table | None,
+) -> Path:
     from utils.bundle import write_bundle
+    from utils.deployment import write_deployment
+
+    folder = layout.bundle(model.name, model.info["dataset"])
+    service_file = PROJECT_ROOT / "models" / model.name / "bentoml" / "svc_lts.py"
 
     with tempfile.TemporaryDirectory(prefix="ktt-export-") as temporary:
-        folder = Path(temporary) / "classifier"
-        model.export_classifier(folder, options.opset, quantize=options.quantize, evidence=evidence)
-        _say_quantization(folder)
-        return write_bundle(
-            layout.bundle(model.name, model.info["dataset"]) / "inference",
-            service_file=PROJECT_ROOT / "models" / model.name / "bentoml" / "svc_lts.py",
-            classifier=folder,
+        classifier = Path(temporary) / "classifier"
+        model.export_classifier(
+            classifier, options.opset, quantize=options.quantize, evidence=evidence
         )
+        _say_quantization(classifier)
+        if reference is not None:
+            columns = model.score_columns()
+            return write_deployment(
+                folder,
+                service_file=service_file,
+                classifier=classifier,
+                reference=reference,
+                score_columns=columns,
+            )
+        if (folder / "docker-compose.yaml").exists():
+            cli.say(f"The rest of {folder} is of an earlier export: add --monitoring to renew it")
+        return write_bundle(folder / "inference", service_file=service_file, classifier=classifier)
 
 
 def export_all(layout: Layout, pairs: Sequence[tuple[str, str]], options: Options) -> None:
@@ -169,6 +226,7 @@ EPILOG = """Examples:
 \b
   python export.py --bento                          a service bundle of every trained pair
   python export.py -m db_bhcn -d data001 --bento    of one
+  python export.py -m db_bhcn -d data001 --monitoring   the whole monitored system
   python export.py -m db_bhcn -d data001            its ONNX graphs
   bentoml serve build/db_bhcn_data001/inference     run it
 """
@@ -181,6 +239,10 @@ EPILOG = """Examples:
 @click.option("-d", "--datasets", type=cli.NameList(), help="Their datasets.  [default: all]")
 @click.option("--onnx", is_flag=True, help="Write ONNX graphs to outputs/ (the default).")
 @click.option("--bento", is_flag=True, help="Write a service bundle to build/.")
+@click.option(
+    "--monitoring", is_flag=True,
+    help="With --bento: monitoring, Prometheus and Grafana too, for docker-compose up.",
+)  # fmt: skip
 @click.option("--best/--latest", "best", default=True, help="Which checkpoint.  [default: best]")
 @click.option("-t", "--time", help="Export the run of this time: YYYY-MM-DDTHH:MM:SS.")
 @click.option(
@@ -199,6 +261,7 @@ def main(
     """Export trained models as ONNX graphs or as a service bundle."""
     cli.start_logging(verbose)
     layout = Layout()
+    values["bento"] = values["bento"] or values["monitoring"]
     values["onnx"] = values["onnx"] or not values["bento"]
     export_all(layout, wanted_pairs(layout, models, datasets), Options(latest=not best, **values))
 

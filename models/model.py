@@ -288,6 +288,10 @@ class Model(ABC):
         # No label begins with ">": these cannot meet one, nor a column of another kind.
         return [f"> {x}" if x == "targets" or x.isdecimal() else x for x in labels]
 
+    def reference_columns(self) -> list[str]:
+        """The columns of a reference set that do not depend on the features."""
+        return ["targets", *self.score_columns()]
+
     # -- files ----------------------------------------------------------------------------
 
     def save(self, path: Path, *, resumable: bool = True) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import click
 
 from utils import cli
+from utils.dashboard import dashboard_json
 from utils.errors import UserError
 from utils.paths import PROJECT_ROOT
 
@@ -30,6 +31,8 @@ def generated_files(class_name: str, kind: str) -> dict[str, str]:
     return {
         "bentoml/__init__.py": _render("bentoml/__init__.py", class_name),
         "bentoml/svc_lts.py": _render("bentoml/svc_lts.py", class_name),
+        "bentoml/evidently.yaml": _render("bentoml/evidently.yaml", class_name),
+        "bentoml/dashboard.json": dashboard_json(),
         "bentoml/requirements.txt": _render(f"bentoml/requirements-{kind}.txt", class_name),
     }
 

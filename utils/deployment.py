@@ -1,0 +1,215 @@
+"""Writes a whole system to be run: a bundle, its monitoring service, Prometheus, Grafana.
+
+What ``docker-compose up`` needs lies in one folder, made from `templates/deployment` and
+`templates/monitoring`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import secrets
+import shutil
+import stat
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from utils.bundle import write_bundle
+from utils.errors import UserError
+from utils.files import atomic_dir, read_json
+from utils.paths import PROJECT_ROOT
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+TEMPLATES = PROJECT_ROOT / "templates"
+VERSIONS = {"prometheus": "v2.42.0", "grafana": "11.6.14", "alertmanager": "v0.25.0"}
+"""Of the images. The dashboard is built for Grafana's (see requirements-dev.txt)."""
+
+WRITTEN = ("docker-compose.yaml", "inference", "monitoring", "prometheus", "grafana")
+_PASSWORD = re.compile(r"^[ \t]*KTT_GRAFANA_PASSWORD[ \t]*=[ \t]*\S", re.MULTILINE)
+_NOT_COPIED = shutil.ignore_patterns("__pycache__", "tests", "data")
+
+
+def write_deployment(
+    folder: Path,
+    *,
+    service_file: Path,
+    classifier: Path,
+    reference: Path | pa.Table,
+    score_columns: Iterable[str],
+) -> Path:
+    """Write what ``docker-compose up`` runs, whole.
+
+    Parameters
+    ----------
+    folder
+        Where. What an earlier export wrote there is replaced; its `.env`, the settings of the
+        alertmanager and whatever else lies there stay.
+    service_file
+        A model's `svc_lts.py`; `evidently.yaml` and `dashboard.json` stand beside it.
+    classifier
+        A folder for `Classifier.load`.
+    reference
+        The reference set of the same weights: its file, or a table.
+    score_columns
+        Of the reference set.
+
+    Raises
+    ------
+    UserError
+        As `write_bundle` does.
+    """
+    kept = [entry.name for entry in _entries(folder) if entry.name not in (*WRITTEN, ".env")]
+    settings = folder / ".env"
+    before = settings.read_text("utf-8", "surrogateescape") if settings.is_file() else ""
+    with atomic_dir(folder, keep=kept) as temporary:
+        write_bundle(temporary / "inference", service_file=service_file, classifier=classifier)
+        _write_monitoring(
+            temporary / "monitoring", service_file.parent, classifier, reference, score_columns
+        )
+        _write_configuration(temporary, service_file.parent, folder.name, _needs_gpu(classifier))
+        if "alertmanager" not in kept:
+            shutil.copytree(TEMPLATES / "deployment" / "alertmanager", temporary / "alertmanager")
+        _make_readable(temporary)
+        _write_secret(temporary / ".env", settings_with_password(before))
+    return folder
+
+
+def _entries(folder: Path) -> list[Path]:
+    return sorted(folder.iterdir()) if folder.is_dir() else []
+
+
+def _needs_gpu(classifier: Path) -> bool:
+    """Whether the bundle may use a GPU: its scorer is then the model itself, not its graph."""
+    service = classifier / "service.json"
+    return service.is_file() and read_json(service).get("runtime") == "torch"
+
+
+def _write_monitoring(
+    folder: Path,
+    model: Path,
+    classifier: Path,
+    reference: Path | pa.Table,
+    score_columns: Iterable[str],
+) -> None:
+    """The monitoring service with what it compares live traffic with."""
+    import pyarrow.parquet as pq
+
+    shutil.copytree(TEMPLATES / "monitoring", folder, ignore=_NOT_COPIED)
+    if isinstance(reference, Path):
+        shutil.copyfile(reference, folder / "references.parquet")
+    else:
+        pq.write_table(reference, folder / "references.parquet", compression="zstd")
+    shutil.copyfile(classifier / "hierarchy.json", folder / "hierarchy.json")
+    text = (model / "evidently.yaml").read_text(encoding="utf-8")
+    (folder / "evidently.yaml").write_text(
+        f"{text.rstrip()}\n{prediction_yaml(score_columns)}", encoding="utf-8"
+    )
+
+
+def prediction_yaml(score_columns: Iterable[str]) -> str:
+    """What an export adds to `evidently.yaml`: the score columns, in order."""
+    import yaml
+
+    columns = {"prediction": list(score_columns)}
+    return yaml.safe_dump(columns, allow_unicode=True, default_flow_style=False, width=10_000)
+
+
+def _write_configuration(folder: Path, model: Path, name: str, gpu: bool) -> None:
+    """Prometheus, Grafana and the file that puts the parts together."""
+    source = TEMPLATES / "deployment"
+    services = ["inference", "inference-gpu"] if gpu else ["inference"]
+    shutil.copytree(source / "prometheus" / "rules", folder / "prometheus" / "rules")
+    _render(
+        source / "prometheus" / "prometheus.yaml.tmpl",
+        folder / "prometheus" / "prometheus.yaml",
+        inference_targets=", ".join(f'"{service}:5000"' for service in services),
+    )
+    shutil.copytree(source / "grafana", folder / "grafana")
+    dashboards = folder / "grafana" / "provisioning" / "dashboards"
+    shutil.copyfile(model / "dashboard.json", dashboards / "dashboard.json")
+    digests = {part: _digest(folder / part) for part in ("prometheus", "grafana")}
+    _render(
+        source / "docker-compose.yaml.tmpl",
+        folder / "docker-compose.yaml",
+        name=name,
+        gpu=gpu,
+        versions=VERSIONS,
+        digests=digests,
+    )
+
+
+def _make_readable(folder: Path) -> None:
+    """Let everyone read it, whatever the umask: the containers' users are nobody here."""
+    for path in folder.rglob("*"):
+        path.chmod(stat.S_IMODE(path.stat().st_mode) | (0o755 if path.is_dir() else 0o644))
+
+
+def _render(template: Path, target: Path, **values: Any) -> None:
+    from jinja2 import Environment, StrictUndefined
+
+    environment = Environment(undefined=StrictUndefined, keep_trailing_newline=True)
+    text = environment.from_string(template.read_text(encoding="utf-8")).render(values)
+    target.write_text(text, encoding="utf-8")
+
+
+def _digest(folder: Path) -> str:
+    """Tells two states of a folder apart.
+
+    It stands in a container's labels, so that docker-compose starts the container anew when what
+    it has mounted is not what it was.
+    """
+    digest = hashlib.sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        digest.update(path.relative_to(folder).as_posix().encode())
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    return digest.hexdigest()[:16]
+
+
+# -- settings -------------------------------------------------------------------------------
+
+
+def settings_with_password(before: str) -> str:
+    """Text for `.env`: the one that was there, with a password if it had none."""
+    if _PASSWORD.search(before):
+        return before
+    password = secrets.token_urlsafe(24)
+    if before:
+        return f"{before.rstrip()}\nKTT_GRAFANA_PASSWORD={password}\n"
+    template = (TEMPLATES / "deployment" / "env.tmpl").read_text(encoding="utf-8")
+    return template.replace("{{ password }}", password)
+
+
+def _write_secret(path: Path, text: str) -> None:
+    """Write a file that nobody else may read, at no moment."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w", encoding="utf-8", errors="surrogateescape") as file:
+        file.write(text)
+
+
+# -- the reference set ----------------------------------------------------------------------
+
+
+def fits(reference: Path, columns: Iterable[str]) -> bool:
+    """Whether a reference set has these columns: an older toolkit wrote fewer.
+
+    Raises
+    ------
+    UserError
+        The file is no Parquet.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        names = set(pq.read_schema(reference).names)
+    except (pa.ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"{reference} is no reference set: {reason}. Delete it; the export makes another from "
+            "the dataset's test split."
+        ) from error
+    return names >= set(columns)
