@@ -1,0 +1,119 @@
+"""The HTTP side: a Flask application around a monitor."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+from flask import Flask, Response, request
+from prometheus_client import CONTENT_TYPE_LATEST
+from werkzeug.exceptions import HTTPException
+
+from monitor_reference import load_setup
+from monitor_report import Reports
+from monitor_service import Monitor, labels_of, place_of
+from monitor_window import NotKept
+from monitor_wire import Refused
+
+MAX_BODY = 16 * 1024 * 1024
+WAITING_PAGE = (
+    "<!doctype html><meta charset=utf-8><meta http-equiv=refresh content=3>"
+    "<title>Report</title><p>The report is being made …"
+)
+# Evidently's pages carry their scripts inside; nothing is fetched and nothing sent.
+REPORT_POLICY = "default-src 'unsafe-inline' 'unsafe-eval' data: blob:; sandbox allow-scripts"
+
+log = logging.getLogger("monitoring")
+
+
+def create_app(folder: Path) -> Flask:
+    """Start the monitor of a monitoring folder.
+
+    Raises
+    ------
+    SetupError
+        Anything in the folder is wrong.
+    """
+    data = Path(os.environ.get("KTT_MONITOR_DATA") or folder / "data")
+    monitor = Monitor(load_setup(folder), data, labels_of(folder))
+    app = app_of(monitor, Reports(folder, monitor, data))
+    monitor.start()
+    return app
+
+
+def app_of(monitor: Monitor, reports: Reports) -> Flask:
+    """The routes; the monitor's thread is not started."""
+    app = Flask("monitoring", static_folder=None)
+    app.config["MAX_CONTENT_LENGTH"] = MAX_BODY
+    app.extensions["monitor"] = monitor
+    _take(app, monitor)
+    _tell(app, monitor, reports)
+    _fail(app, monitor)
+    return app
+
+
+def line(message: str, status: int = 200) -> Response:
+    """One line of plain text."""
+    return Response(f"{message}\n", status, mimetype="text/plain")
+
+
+def _take(app: Flask, monitor: Monitor) -> None:
+    @app.post("/iterate")
+    def iterate() -> dict[str, int]:
+        return {"received": monitor.iterate(request.get_data(cache=False))}
+
+    @app.post("/feedback")
+    def feedback() -> dict[str, int]:
+        return monitor.feedback(request.get_data(cache=False))
+
+
+def _tell(app: Flask, monitor: Monitor, reports: Reports) -> None:
+    @app.get("/metrics")
+    def metrics() -> Response:
+        return Response(monitor.metrics.page(), content_type=CONTENT_TYPE_LATEST)
+
+    @app.get("/livez")
+    def livez() -> Response:
+        return line("ok") if monitor.alive else line("The calculation has ended.", 503)
+
+    @app.get("/healthz")
+    @app.get("/readyz")
+    def ready() -> Response:
+        if not monitor.alive:
+            return line("The calculation has ended.", 503)
+        if not monitor.metrics.writable:
+            return line("The window cannot be kept: see the log.", 503)
+        return line("ok")
+
+    @app.get("/report")
+    def report() -> Response:
+        page = reports.page()
+        if page is None:
+            return Response(WAITING_PAGE, 202, {"Retry-After": "3"}, mimetype="text/html")
+        return Response(page, headers={"Content-Security-Policy": REPORT_POLICY})
+
+
+def _fail(app: Flask, monitor: Monitor) -> None:
+    @app.errorhandler(Refused)
+    def refused(error: Refused) -> Response:
+        return line(str(error), 400)
+
+    @app.errorhandler(NotKept)
+    def not_kept(error: NotKept) -> Response:
+        answer = line(str(error), 503)
+        answer.headers["Retry-After"] = "5"
+        return answer
+
+    @app.errorhandler(HTTPException)
+    def http(error: HTTPException) -> Response:
+        if error.code == 413:
+            monitor.metrics.refused.inc()
+            return line(f"The body is larger than {MAX_BODY // 1024**2} MiB.", 413)
+        return line(error.name + ".", error.code or 500)
+
+    @app.errorhandler(Exception)
+    def broken(error: Exception) -> Response:
+        # Neither the message nor the trace is shown or logged: they may hold data.
+        log.error("A request failed: %s", place_of(error))
+        return line("Internal error.", 500)

@@ -1,0 +1,170 @@
+"""The reference set: rows that the same model has answered, from a Parquet file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from monitor_drift import Floats, Rows
+from monitor_settings import load_settings
+from monitor_tree import Ints, SetupError, Tree
+from monitor_wire import Columns
+
+if TYPE_CHECKING:
+    import pyarrow.parquet as pq
+
+    from monitor_settings import Settings
+
+LAST = ("predicted", "confidence", "length")
+SCORE_BATCH = 256  # rows; a reference set may have thousands of score columns
+LEAST_ROWS = 20
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Setup:
+    """All that a monitor is started with.
+
+    Parameters
+    ----------
+    accuracy
+        Share of the reference's answers that are right.
+    """
+
+    settings: Settings
+    columns: Columns
+    reference: Rows
+    accuracy: float
+
+
+def load_setup(folder: Path) -> Setup:
+    """Read evidently.yaml, hierarchy.json and the reference set of a monitoring folder.
+
+    Raises
+    ------
+    SetupError
+        Anything in it is wrong.
+    """
+    settings, named = load_settings(folder / "evidently.yaml")
+    tree = Tree.load(folder / "hierarchy.json")
+    path = folder / settings.reference_path
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path) as file:
+            return _read(file, settings, tree, named, path)
+    except (OSError, pa.ArrowException) as error:
+        raise SetupError(f"{path} cannot be read ({error}). Make it with train.py -r.") from error
+
+
+def _read(
+    file: pq.ParquetFile, settings: Settings, tree: Tree, named: list[str] | None, path: Path
+) -> Setup:
+    names = list(file.schema_arrow.names)
+    features = _feature_count(names, path)
+    scores = named or [name for name in names[1 + features :] if name not in LAST]
+    columns = Columns(tree=tree, features=features, classes=_classes(scores, names, tree, path))
+    if file.metadata.num_rows < LEAST_ROWS:
+        raise SetupError(
+            f"{path} has fewer than {LEAST_ROWS} rows: nothing can be learned from it."
+        )
+    # Old reference sets do not say what was answered: their scores do.
+    new = "predicted" in names and "confidence" in names
+    best, sure = (
+        (_labelled(file, "predicted", tree, path), _numbers(file, "confidence", path))
+        if new
+        else _from_scores(file, scores, columns)
+    )
+    rows = Rows(
+        classes=best,
+        features=_rounded(_table(file, [str(i) for i in range(features)], path)),
+        confidence=sure,
+        length=_numbers(file, "length", path)
+        if "length" in names
+        else np.full(file.metadata.num_rows, np.nan),
+    )
+    _check(rows, path)
+    truth = _labelled(file, "targets", tree, path)
+    return Setup(
+        settings=settings, columns=columns, reference=rows, accuracy=float((truth == best).mean())
+    )
+
+
+def _feature_count(names: list[str], path: Path) -> int:
+    if not names or names[0] != "targets":
+        raise SetupError(f"{path} is no reference set: its first column is not 'targets'.")
+    count = 0
+    while count + 1 < len(names) and names[count + 1] == str(count):
+        count += 1
+    if len(set(names)) != len(names):
+        raise SetupError(f"{path} has two columns of one name.")
+    return count
+
+
+def _classes(scores: list[str], names: list[str], tree: Tree, path: Path) -> tuple[int, ...]:
+    found = []
+    for name in scores:
+        node = tree.class_of_column(name)
+        if name not in names or node is None:
+            raise SetupError(
+                f"{path}: score column {name!r} is not in it, or is no class of hierarchy.json. "
+                "Export again: reference set, evidently.yaml and hierarchy.json belong together."
+            )
+        found.append(node)
+    if not found:
+        raise SetupError(f"{path} has no score columns: it is no reference set.")
+    return tuple(found)
+
+
+def _table(file: pq.ParquetFile, names: list[str], path: Path) -> Floats:
+    if not names:
+        return np.zeros((file.metadata.num_rows, 0))
+    return np.stack([_numbers(file, name, path) for name in names], axis=1)
+
+
+def _numbers(file: pq.ParquetFile, name: str, path: Path) -> Floats:
+    try:
+        column = file.read(columns=[name]).column(0)
+        return np.asarray(column.to_numpy(), dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise SetupError(f"{path}: column {name!r} does not hold numbers.") from error
+
+
+def _labelled(file: pq.ParquetFile, name: str, tree: Tree, path: Path) -> Ints:
+    labels = file.read(columns=[name]).column(0).to_pylist()
+    classes = [tree.by_label.get(label, -1) for label in labels]
+    if -1 in classes:
+        raise SetupError(
+            f"{path}: column {name!r} holds {labels[classes.index(-1)]!r}, which is no class of "
+            "hierarchy.json. Export again: the two belong together."
+        )
+    return np.array(classes, dtype=np.int64)
+
+
+def _from_scores(file: pq.ParquetFile, scores: list[str], columns: Columns) -> tuple[Ints, Floats]:
+    best, sure = [], []
+    for batch in file.iter_batches(batch_size=SCORE_BATCH, columns=scores):
+        held = {name: np.asarray(batch.column(name)) for name in scores}
+        values = np.stack([held[name] for name in scores], axis=1).astype(np.float64)
+        best.append(values.argmax(axis=1))
+        sure.append(values.max(axis=1))
+    return np.array(columns.classes)[np.concatenate(best)], np.concatenate(sure)
+
+
+def _rounded(values: Floats) -> Floats:
+    """Six significant digits, as live features are sent."""
+    sizes = np.abs(values)
+    # Others are next to nothing, or wrong and found so.
+    usual = (sizes > 1e-30) & (sizes < 1e30)
+    scale = 10.0 ** (5 - np.floor(np.log10(np.where(usual, sizes, 1))))
+    return np.where(usual, np.round(np.where(usual, values, 0) * scale) / scale, values)
+
+
+def _check(rows: Rows, path: Path) -> None:
+    if not np.isfinite(rows.features).all():
+        raise SetupError(f"{path}: a feature is no finite number. Make it again with train.py -r.")
+    if not ((rows.confidence >= -1e-6) & (rows.confidence <= 1 + 1e-6)).all():
+        raise SetupError(f"{path}: a confidence is no probability. Make it again with train.py -r.")

@@ -1,0 +1,203 @@
+"""The monitor: takes rows and feedback, and calculates in the background."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+
+from monitor_drift import Detector, Rows
+from monitor_metrics import Metrics, Snapshot, summarize
+from monitor_performance import metric_names, performance
+from monitor_reference import Setup
+from monitor_window import NotKept, Window
+from monitor_wire import Refused, read_feedback, read_rows
+
+log = logging.getLogger("monitoring")
+T = TypeVar("T")
+
+
+class Monitor:
+    """All that the service does, without HTTP.
+
+    Parameters
+    ----------
+    setup
+        Settings, tree and reference set.
+    data
+        Folder of the window.
+    labels
+        ``model`` and ``dataset``, for `ktt_monitor_info`.
+    """
+
+    def __init__(self, setup: Setup, data: Path, labels: dict[str, str]) -> None:
+        self.setup, self.settings = setup, setup.settings
+        self.tree = setup.columns.tree
+        self.window = Window(data, setup.columns, self.settings.window_size)
+        self.detector = Detector(self.tree, setup.reference, self.settings)
+        self.metrics = Metrics(
+            labels,
+            window_size=self.settings.window_size,
+            reference_rows=len(setup.reference),
+            reference=summarize(setup.reference, self.tree),
+            accuracy=setup.accuracy,
+            snapshot=self._first(),
+        )
+        self._stop = threading.Event()
+        self._parsing = threading.Lock()  # large bodies are taken one at a time
+        self._thread: threading.Thread | None = None
+        with contextlib.suppress(NotKept):  # logged; tried again with every body
+            self._keeping(self.window.open)
+
+    def _first(self) -> Snapshot:
+        return Snapshot(
+            findings=tuple(self.detector.nothing()),
+            performance=dict.fromkeys(metric_names(self.settings, self.tree), float("nan")),
+            summary=summarize(_no_rows(self.setup.columns.features), self.tree),
+        )
+
+    # -- taking -------------------------------------------------------------------------------
+
+    def iterate(self, body: bytes) -> int:
+        """Take rows; the number of rows that were posted.
+
+        Raises
+        ------
+        Refused
+            The body is malformed: nothing of it is kept.
+        NotKept
+            The window cannot be written now.
+        """
+        with self._parsing:
+            try:
+                batch = read_rows(body, self.setup.columns)
+            except Refused as error:
+                self.metrics.refused.inc(error.rows)
+                raise
+        posted = len(batch.rows)
+        new, matched = self._keeping(lambda: self.window.add(batch))
+        self.metrics.received.inc(new)
+        self.metrics.repeated.inc(posted - new)
+        self.metrics.feedback.labels("matched").inc(matched)
+        return posted
+
+    def feedback(self, body: bytes) -> dict[str, int]:
+        """Take true classes: how many were matched with their row, and how many wait for it."""
+        with self._parsing:
+            items = read_feedback(body, self.tree)
+        known = [(name, node) for name, node in items if node is not None]
+        matched, waiting, gone = self._keeping(lambda: self.window.label(known))
+        unknown = len(items) - len(known)
+        for outcome, count in (
+            ("matched", matched),
+            ("waiting", waiting),
+            ("unknown", unknown + gone),
+        ):
+            self.metrics.feedback.labels(outcome).inc(count)
+        answer = {"matched": matched, "waiting": waiting}
+        return {**answer, "unknown": unknown} if unknown else answer
+
+    def _keeping(self, work: Callable[[], T]) -> T:
+        """Use the window, and remember whether it could be used."""
+        try:
+            done = work()
+        except NotKept as error:
+            if self.metrics.writable:
+                log.error("%s Rows are refused with 503 until it can.", error)
+            self.metrics.writable = False
+            raise
+        if not self.metrics.writable:
+            log.warning("The window can be kept again.")
+        self.metrics.writable = True
+        return done
+
+    # -- calculating --------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Calculate once now, then every `calculation_period_sec`, in a thread of its own."""
+        self._thread = threading.Thread(target=self._run, name="calculation", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join(timeout=5)
+        self.window.close()
+
+    @property
+    def alive(self) -> bool:
+        """Whether calculations still happen."""
+        return self._thread is not None and self._thread.is_alive()
+
+    def _run(self) -> None:
+        while True:
+            started = time.monotonic()
+            self.attempt()
+            spent = time.monotonic() - started
+            if self._stop.wait(max(1.0, self.settings.calculation_period_sec - spent)):
+                return
+
+    def attempt(self) -> None:
+        """Calculate; a failure is counted and logged by its place, the last figures stay."""
+        try:
+            self.calculate()
+        except NotKept as error:
+            self.metrics.failures.inc()
+            log.error("Calculation failed: %s", error)
+        except Exception as error:
+            self.metrics.failures.inc()
+            log.error("Calculation failed: %s", place_of(error))
+
+    def calculate(self) -> None:
+        """Compare the window with the reference and put the figures in place."""
+        started = time.monotonic()
+        self.detector.learn()
+        rows, labelled = self._keeping(lambda: (self.window.rows(), self.window.labelled()))
+        self.metrics.snapshot = Snapshot(
+            number=self.metrics.snapshot.number + 1,
+            findings=tuple(self.detector.compare(rows)),
+            performance=performance(labelled, self.settings, self.setup.columns),
+            summary=summarize(rows, self.tree),
+            rows=len(rows),
+            labelled=len(labelled),
+            seconds=time.monotonic() - started,
+            finished=time.time(),
+        )
+        self.metrics.calculations.inc()
+
+
+def place_of(error: BaseException) -> str:
+    """Where in the code an error came from, without its message, which may hold data."""
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else "?"
+    return f"{type(error).__name__} at {where}"
+
+
+def _no_rows(features: int) -> Rows:
+    return Rows(
+        classes=np.zeros(0, dtype=np.int64),
+        features=np.zeros((0, features)),
+        confidence=np.zeros(0),
+        length=np.zeros(0),
+    )
+
+
+def labels_of(folder: Path) -> dict[str, str]:
+    """Model and dataset, by service.json, else by the build folder's name."""
+    values: dict[str, str] = {}
+    with contextlib.suppress(OSError, ValueError):
+        held = json.loads((folder / "service.json").read_text(encoding="utf-8"))
+        values = held if isinstance(held, dict) else {}
+    model = os.environ.get("KTT_MODEL") or values.get("model") or folder.resolve().parent.name
+    dataset = os.environ.get("KTT_DATASET") or values.get("dataset") or ""
+    return {"model": str(model), "dataset": str(dataset)}

@@ -1,0 +1,321 @@
+"""The rolling window, in an SQLite file that survives kill -9.
+
+Two tables: the newest rows whole, and the answers of many more rows, so that true labels which
+come late still find what was answered. Both are trimmed with every batch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import math
+import sqlite3
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from monitor_drift import Rows
+from monitor_tree import Ints
+from monitor_wire import Answered, Columns, Scores
+
+FORMAT = "1"
+NAME = "window.sqlite"
+HISTORY = 50_000  # answers that feedback can still be about
+WAITING = 10_000  # feedback that has come before its row
+TABLES = """
+CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE IF NOT EXISTS rows (
+    seq INTEGER PRIMARY KEY, class INTEGER NOT NULL, confidence REAL NOT NULL, length REAL,
+    features BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS answers (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT UNIQUE, class INTEGER NOT NULL,
+    confidence REAL NOT NULL, scores TEXT NOT NULL, truth INTEGER);
+CREATE INDEX IF NOT EXISTS labelled ON answers (seq) WHERE truth IS NOT NULL;
+CREATE TABLE IF NOT EXISTS feedback (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT UNIQUE NOT NULL, truth INTEGER NOT NULL);
+"""
+
+log = logging.getLogger("monitoring")
+
+
+class NotKept(Exception):
+    """The window cannot be read or written now: one line."""
+
+
+class _Other(Exception):
+    """The file is another model's window."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Labelled:
+    """Answers whose true class is known.
+
+    Parameters
+    ----------
+    predicted, true
+        Class per row.
+    scores
+        Per row (score column, probability) of the best classes.
+    """
+
+    predicted: Ints
+    true: Ints
+    confidence: np.ndarray[tuple[int, ...], np.dtype[np.float64]]
+    scores: tuple[Scores, ...]
+
+    def __len__(self) -> int:
+        return len(self.true)
+
+
+def fingerprint(columns: Columns) -> str:
+    """Tell windows of different models apart."""
+    held = json.dumps([columns.features, columns.tree.labels, columns.classes])
+    return hashlib.sha256(held.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+class Window:
+    """The newest rows, and the feedback about them.
+
+    Parameters
+    ----------
+    folder
+        Where the file lies; made if need be.
+    columns
+        What a row holds. A file of other columns is moved aside.
+    size
+        Number of rows.
+    """
+
+    def __init__(self, folder: Path, columns: Columns, size: int) -> None:
+        self.path = folder / NAME
+        self.size = size
+        self.columns = columns
+        self._print = fingerprint(columns)
+        self._lock = threading.Lock()
+        self._held: sqlite3.Connection | None = None
+
+    # -- opening ------------------------------------------------------------------------------
+
+    def open(self) -> None:
+        """Open the file, so that its state is known."""
+        with self._use():
+            pass
+
+    def close(self) -> None:
+        """Close the file."""
+        with self._lock:
+            self._drop()
+
+    def _drop(self) -> None:
+        held, self._held = self._held, None
+        if held is not None:
+            with contextlib.suppress(sqlite3.Error):
+                held.close()
+
+    @contextlib.contextmanager
+    def _use(self) -> Iterator[sqlite3.Connection]:
+        """One transaction, by one thread at a time."""
+        with self._lock:
+            try:
+                held = self._opened()
+                with held:
+                    held.execute("BEGIN IMMEDIATE")
+                    yield held
+            except (sqlite3.OperationalError, OSError) as error:
+                self._drop()
+                raise NotKept(f"The window cannot be kept: {_line(error)}.") from None
+            except sqlite3.DatabaseError as error:
+                self._drop()
+                self._aside("damaged", _line(error))
+                raise NotKept("The window was damaged; a new one is begun.") from None
+
+    def _opened(self) -> sqlite3.Connection:
+        if self._held is None:
+            try:
+                self._held = self._connected()
+            except _Other:
+                self._aside("other-model", "it was kept for another model or other columns")
+                self._held = self._connected()
+            except sqlite3.OperationalError:
+                raise
+            except sqlite3.DatabaseError as error:
+                self._aside("damaged", _line(error))
+                self._held = self._connected()
+        return self._held
+
+    def _connected(self) -> sqlite3.Connection:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        held = sqlite3.connect(self.path, timeout=5, isolation_level=None, check_same_thread=False)
+        try:
+            self._prepare(held)
+        except BaseException:
+            held.close()
+            raise
+        return held
+
+    def _prepare(self, held: sqlite3.Connection) -> None:
+        held.execute("PRAGMA journal_mode=WAL")
+        held.execute("PRAGMA synchronous=NORMAL")
+        held.execute("PRAGMA journal_size_limit=16777216")
+        found = held.execute("PRAGMA quick_check(1)").fetchone()
+        if found != ("ok",):
+            raise sqlite3.DatabaseError("its check failed")
+        held.executescript(TABLES)
+        kept = dict(held.execute("SELECT name, value FROM meta"))
+        if kept and kept != {"format": FORMAT, "model": self._print}:
+            raise _Other
+        held.executemany(
+            "INSERT OR IGNORE INTO meta VALUES (?, ?)",
+            [("format", FORMAT), ("model", self._print)],
+        )
+
+    def _aside(self, kind: str, why: str) -> None:
+        """Move the file out of the way; the one moved before it is gone then."""
+        log.warning("%s is moved to %s.%s and a new window begun: %s", NAME, NAME, kind, why)
+        for ending in ("-wal", "-shm", ""):
+            source = self.path.with_name(NAME + ending)
+            target = self.path.with_name(f"{NAME}.{kind}{ending}")
+            target.unlink(missing_ok=True)
+            if source.exists():
+                source.rename(target)
+
+    # -- writing ------------------------------------------------------------------------------
+
+    def add(self, batch: Answered) -> tuple[int, int]:
+        """Keep rows.
+
+        Returns
+        -------
+        new : int
+            Rows that were not there yet: one sent twice, by its id, is kept once.
+        matched : int
+            Rows whose true label had come before them.
+        """
+        new = matched = 0
+        with self._use() as held:
+            for place in range(len(batch.rows)):
+                seq = self._add(held, batch, place)
+                new += seq is not None
+                matched += seq is not None and _labelled(held, seq, batch.ids[place])
+            self._trim(held)
+        return new, matched
+
+    def _add(self, held: sqlite3.Connection, batch: Answered, place: int) -> int | None:
+        rows = batch.rows
+        found = held.execute(
+            "INSERT OR IGNORE INTO answers (id, class, confidence, scores) VALUES (?, ?, ?, ?)",
+            (
+                batch.ids[place],
+                int(rows.classes[place]),
+                float(rows.confidence[place]),
+                json.dumps(batch.scores[place]),
+            ),
+        )
+        if not found.rowcount:
+            return None
+        length = float(rows.length[place])
+        held.execute(
+            "INSERT INTO rows VALUES (?, ?, ?, ?, ?)",
+            (
+                found.lastrowid,
+                int(rows.classes[place]),
+                float(rows.confidence[place]),
+                None if math.isnan(length) else length,
+                rows.features[place].tobytes(),
+            ),
+        )
+        return found.lastrowid
+
+    def _trim(self, held: sqlite3.Connection) -> None:
+        (last,) = held.execute("SELECT max(seq) FROM answers").fetchone()
+        # Numbers are given in turn, but a repeated row may have used one up.
+        keep = held.execute(
+            "SELECT seq FROM rows ORDER BY seq DESC LIMIT 1 OFFSET ?", (self.size,)
+        ).fetchone()
+        if keep is not None:
+            held.execute("DELETE FROM rows WHERE seq <= ?", keep)
+        if last is not None:
+            history = max(HISTORY, self.size)
+            held.execute("DELETE FROM answers WHERE seq <= ?", (last - history,))
+
+    def label(self, items: list[tuple[str, int]]) -> tuple[int, int, int]:
+        """Take true classes by request id.
+
+        Returns
+        -------
+        matched, waiting, forgotten : int
+            Those whose row is there, those kept until it comes, and older ones that made room.
+        """
+        matched = 0
+        with self._use() as held:
+            for name, truth in items:
+                found = held.execute("UPDATE answers SET truth = ? WHERE id = ?", (truth, name))
+                if found.rowcount:
+                    matched += 1
+                    continue
+                held.execute(
+                    "INSERT INTO feedback (id, truth) VALUES (?, ?) "
+                    "ON CONFLICT (id) DO UPDATE SET truth = excluded.truth",
+                    (name, truth),
+                )
+            gone = held.execute(
+                "DELETE FROM feedback WHERE seq <= "
+                "(SELECT seq FROM feedback ORDER BY seq DESC LIMIT 1 OFFSET ?)",
+                (WAITING,),
+            ).rowcount
+        return matched, len(items) - matched, gone
+
+    # -- reading ------------------------------------------------------------------------------
+
+    def rows(self) -> Rows:
+        """The window, oldest row first."""
+        with self._use() as held:
+            found = held.execute(
+                "SELECT class, confidence, length, features FROM rows ORDER BY seq DESC LIMIT ?",
+                (self.size,),
+            ).fetchall()[::-1]
+        features = np.frombuffer(b"".join(row[3] for row in found), dtype=np.float64)
+        return Rows(
+            classes=np.array([row[0] for row in found], dtype=np.int64),
+            features=features.reshape(len(found), self.columns.features),
+            confidence=np.array([row[1] for row in found], dtype=np.float64),
+            length=np.array([math.nan if row[2] is None else row[2] for row in found]),
+        )
+
+    def labelled(self) -> Labelled:
+        """The newest answers with a true class, as many as the window has rows."""
+        with self._use() as held:
+            found = held.execute(
+                "SELECT class, truth, confidence, scores FROM answers WHERE truth IS NOT NULL "
+                "ORDER BY seq DESC LIMIT ?",
+                (self.size,),
+            ).fetchall()[::-1]
+        return Labelled(
+            predicted=np.array([row[0] for row in found], dtype=np.int64),
+            true=np.array([row[1] for row in found], dtype=np.int64),
+            confidence=np.array([row[2] for row in found], dtype=np.float64),
+            scores=tuple(
+                tuple((column, sure) for column, sure in json.loads(row[3])) for row in found
+            ),
+        )
+
+
+def _labelled(held: sqlite3.Connection, seq: int, name: str | None) -> bool:
+    """Give a new row the true class that waited for it."""
+    if name is None:
+        return False
+    waiting = held.execute("SELECT truth FROM feedback WHERE id = ?", (name,)).fetchone()
+    if waiting is None:
+        return False
+    held.execute("UPDATE answers SET truth = ? WHERE seq = ?", (waiting[0], seq))
+    held.execute("DELETE FROM feedback WHERE id = ?", (name,))
+    return True
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200]
