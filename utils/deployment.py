@@ -104,6 +104,8 @@ def _write_monitoring(
     else:
         pq.write_table(reference, folder / "references.parquet", compression="zstd")
     shutil.copyfile(classifier / "hierarchy.json", folder / "hierarchy.json")
+    if (classifier / "service.json").is_file():  # names the model and the dataset
+        shutil.copyfile(classifier / "service.json", folder / "service.json")
     text = (model / "evidently.yaml").read_text(encoding="utf-8")
     (folder / "evidently.yaml").write_text(
         f"{text.rstrip()}\n{prediction_yaml(score_columns)}", encoding="utf-8"

@@ -1,0 +1,569 @@
+"""The monitor behind its HTTP routes: what it takes, keeps, tells and survives."""
+
+from __future__ import annotations
+
+import json
+import math
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from flask.testing import FlaskClient
+from prometheus_client.parser import text_string_to_metric_families
+
+from monitor_app import app_of
+from monitor_drift import Rows
+from monitor_reference import load_setup
+from monitor_report import Reports
+from monitor_service import Monitor
+from monitor_tree import SetupError, Tree
+from monitor_window import NAME, NotKept
+from tests.monitoring import FEATURES, Traffic, body_of, hierarchy, scores_of, tree, write_folder
+
+SETTINGS = {"window_size": 120, "min_reference_size": 40}
+SECRET = "zebrafish"
+
+
+@pytest.fixture
+def folder(tmp_path: Path, rng: np.random.Generator) -> Path:
+    return write_folder(tmp_path / "monitoring", Traffic(tree()).draw(rng, 300), **SETTINGS)
+
+
+def _monitor(folder: Path, data: str = "data") -> Monitor:
+    monitor = Monitor(load_setup(folder), folder / data, {"model": "m", "dataset": "d"})
+    monitor.detector.resamples = 200
+    return monitor
+
+
+@pytest.fixture
+def monitor(folder: Path) -> Iterator[Monitor]:
+    made = _monitor(folder)
+    yield made
+    made.stop()
+
+
+@pytest.fixture
+def client(monitor: Monitor, folder: Path) -> FlaskClient:
+    return app_of(monitor, Reports(folder, monitor, folder / "data")).test_client()
+
+
+def _metrics(client: FlaskClient) -> dict[str, dict[tuple[str, ...], float]]:
+    held: dict[str, dict[tuple[str, ...], float]] = {}
+    for family in text_string_to_metric_families(client.get("/metrics").text):
+        for sample in family.samples:
+            held.setdefault(sample.name, {})[tuple(sorted(sample.labels.values()))] = sample.value
+    return held
+
+
+def _one(client: FlaskClient, name: str) -> float:
+    (value,) = _metrics(client)[name].values()
+    return value
+
+
+# -- metrics --------------------------------------------------------------------------------
+
+
+def test_every_metric_is_there_before_the_first_row(client: FlaskClient) -> None:
+    held = _metrics(client)
+    assert set(held["ktt_drift_ratio"].values()) == {0.0}
+    signals = set(held["ktt_drift_ratio"])
+    expected = {("data_drift", "features", str(i)) for i in range(FEATURES)}
+    expected |= {("data_drift", "length", "length")}
+    expected |= {("cat_target_drift", "predictions", f"level {i}") for i in (1, 2, 3)}
+    expected |= {
+        ("cat_target_drift", "confidence", name)
+        for name in ("confidence", "stopped_early", "estimated_accuracy")
+    }
+    assert {tuple(sorted(labels)) for labels in expected} <= signals
+    assert {
+        ("data_drift", "features"),
+        ("data_drift", "length"),
+        ("cat_target_drift", "predictions"),
+        ("cat_target_drift", "confidence"),
+    } == set(held["ktt_drift_detected"])
+    assert all(math.isnan(value) for value in held["ktt_performance"].values())
+    assert len(held["ktt_performance"]) == 3 + 3 + 3 + 3
+    assert held["ktt_feedback_total"] == {("matched",): 0, ("waiting",): 0, ("unknown",): 0}
+    for name in ("rows_received", "rows_refused", "calculations", "calculation_failures"):
+        assert held[f"ktt_{name}_total"] == {(): 0}
+    assert held["ktt_monitor_info"] == {("d", "m"): 1}
+    assert held["ktt_reference_rows"] == {(): 300}
+
+
+def test_metrics_tell_what_the_last_calculation_found(
+    client: FlaskClient, monitor: Monitor, rng: np.random.Generator
+) -> None:
+    rows = Traffic(tree()).draw(rng, 120, noise=2.0)
+    assert client.post("/iterate", json=body_of(rows)).json == {"received": 120}
+    assert _one(client, "ktt_window_rows") == 0  # nothing is calculated in a request
+    monitor.attempt()
+    held = _metrics(client)
+    assert held["ktt_window_rows"] == {(): 120}
+    assert held["ktt_drift_detected"]["data_drift", "features"] == 1
+    assert held["ktt_drift_detected"]["data_drift", "length"] == 0
+    assert held["ktt_calculations_total"] == {(): 1}
+    for labels, ratio in held["ktt_drift_ratio"].items():
+        distance, threshold = (held[f"ktt_drift_{k}"][labels] for k in ("distance", "threshold"))
+        assert ratio == pytest.approx(distance / threshold)
+    shares = held["ktt_prediction_share"]
+    tops = tree().ancestors[rows.classes, 0]
+    assert shares["T1", "window"] == pytest.approx((tops == 1).mean())
+    assert held["ktt_confidence_mean"]["window",] == pytest.approx(rows.confidence.mean())
+    assert held["ktt_text_length_mean"]["window",] == pytest.approx(rows.length.mean())
+    stopped = tree().inner[rows.classes].mean()
+    assert held["ktt_stopped_early_share"]["window",] == pytest.approx(stopped)
+
+
+def test_a_calculation_that_fails_is_counted_and_the_next_one_works(
+    client: FlaskClient,
+    monitor: Monitor,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def fail() -> None:
+        raise RuntimeError(SECRET)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(monitor.detector, "learn", fail)
+        monitor.attempt()
+    assert _one(client, "ktt_calculation_failures_total") == 1
+    assert "RuntimeError at test_monitoring_service.py" in caplog.text
+    assert SECRET not in caplog.text
+    monitor.attempt()
+    assert _one(client, "ktt_calculations_total") == 1
+
+
+def test_the_thread_calculates_at_once_and_ends_when_told(
+    client: FlaskClient, monitor: Monitor
+) -> None:
+    assert client.get("/livez").status_code == client.get("/healthz").status_code == 503
+    monitor.start()
+    assert all(client.get(path).status_code == 200 for path in ("/livez", "/healthz", "/readyz"))
+    for _ in range(100):
+        if monitor.metrics.snapshot.number:
+            break
+        monitor._stop.wait(0.1)
+    assert monitor.metrics.snapshot.number == 1
+    monitor.stop()
+    assert not monitor.alive
+
+
+def test_class_names_of_any_kind_are_labels(tmp_path: Path, rng: np.random.Generator) -> None:
+    from monitor_metrics import text, top_shares
+
+    names = [f'a"\\\n{index:03}' for index in range(60)]
+    flat = Tree.from_dict({"classes": names, "level_sizes": [60], "parent_of": [list(range(60))]})
+    rows = Traffic(tree()).draw(rng, 100)
+    rows = Rows(
+        classes=np.arange(100) % 60,
+        features=rows.features,
+        confidence=rows.confidence,
+        length=rows.length,
+    )
+    shares = top_shares(rows, flat)
+    assert len(shares) == 51
+    assert shares["other"] == pytest.approx(0.1)
+    assert sum(shares.values()) == pytest.approx(1)
+    assert text("\ud800") == "?"
+
+
+# -- rows -----------------------------------------------------------------------------------
+
+
+def test_the_window_keeps_the_newest_rows_over_a_restart(
+    client: FlaskClient, monitor: Monitor, folder: Path, rng: np.random.Generator
+) -> None:
+    rows = Traffic(tree()).draw(rng, 300)
+    for start in range(0, 300, 60):
+        ids = [f"{start + row:032x}" for row in range(60)]
+        client.post("/iterate", json=body_of(rows.take(slice(start, start + 60)), ids))
+    monitor.stop()
+    again = _monitor(folder)
+    kept = again.window.rows()
+    again.stop()
+    assert len(kept) == 120
+    assert (kept.classes == rows.classes[180:]).all()
+    assert kept.features == pytest.approx(rows.features[180:], rel=1e-5)
+    assert kept.confidence == pytest.approx(rows.confidence[180:])
+    assert (kept.length == rows.length[180:]).all()
+
+
+def test_rows_that_come_twice_are_kept_once(
+    client: FlaskClient, monitor: Monitor, rng: np.random.Generator
+) -> None:
+    body = body_of(Traffic(tree()).draw(rng, 10))
+    assert client.post("/iterate", json=body).json == {"received": 10}
+    assert client.post("/iterate", json=body).json == {"received": 10}
+    assert len(monitor.window.rows()) == 10
+    assert _one(client, "ktt_rows_received_total") == 10
+    assert _one(client, "ktt_rows_repeated_total") == 10
+
+
+def test_rows_without_names_have_the_reference_sets_columns(
+    client: FlaskClient, monitor: Monitor, rng: np.random.Generator
+) -> None:
+    rows = Traffic(tree()).draw(rng, 5)
+    ends = hierarchy().terminals.tolist()
+    scores = scores_of(rows, ends)
+    labels: list[Any] = [tree().labels[node] for node in rows.classes]
+    labels[0], labels[1] = 0, None  # the scores say what was answered
+    data = [
+        [label, *features, *own]
+        for label, features, own in zip(
+            labels, rows.features.tolist(), scores.tolist(), strict=True
+        )
+    ]
+    assert client.post("/iterate", json={"data": data}).json == {"received": 5}
+    kept = monitor.window.rows()
+    best = scores.argmax(axis=1)
+    assert kept.classes[:2].tolist() == [ends[best[0]], ends[best[1]]]
+    assert (kept.classes[2:] == rows.classes[2:]).all()
+    assert kept.confidence == pytest.approx(scores.max(axis=1))
+    assert np.isnan(kept.length).all()
+
+
+def _broken() -> dict[str, Any]:
+    rows = Traffic(tree()).draw(np.random.default_rng(1), 3)
+
+    def changed(place: int, value: Any) -> bytes:
+        body = body_of(rows)
+        body["data"][1][place] = value
+        return json.dumps(body).encode()
+
+    def named(names: Any) -> bytes:
+        return json.dumps({**body_of(rows), "columns": names}).encode()
+
+    names = body_of(rows)["columns"]
+    return {
+        "no JSON": SECRET.encode(),
+        "empty": b"",
+        "a list": b"[]",
+        "deep": b'{"data":' + b"[" * 100_000,
+        "a huge number": b'{"data":' + b"1" * 100_000 + b"}",
+        "not UTF-8": b'{"data": "\xff"}',
+        "no data": b"{}",
+        "data no list": b'{"data": {}}',
+        "rows no lists": b'{"data": [1]}',
+        "short rows": b'{"data": [[1, 2]]}',
+        "unknown class": changed(0, SECRET),
+        "class by number": changed(0, 5),
+        "feature text": changed(1, SECRET),
+        "feature null": changed(1, None),
+        "feature true": changed(1, True),
+        "feature NaN": changed(1, math.nan),
+        "feature infinite": changed(1, math.inf),
+        "feature beyond floats": changed(1, 10**400),
+        "feature list": changed(1, []),
+        "confidence 2": changed(FEATURES + 1, 2),
+        "confidence NaN": changed(FEATURES + 1, math.nan),
+        "confidence null": changed(FEATURES + 1, None),
+        "length negative": changed(FEATURES + 2, -5),
+        "length text": changed(FEATURES + 2, SECRET),
+        "length beyond floats": changed(FEATURES + 2, 10**400),
+        "scores number": changed(FEATURES + 3, 3),
+        "scores empty": changed(FEATURES + 3, []),
+        "scores many": changed(FEATURES + 3, [[0, 0.1]] * 40),
+        "scores no pairs": changed(FEATURES + 3, [[1]]),
+        "scores out of range": changed(FEATURES + 3, [[10_000, 0.1]]),
+        "scores negative column": changed(FEATURES + 3, [[-1, 0.1]]),
+        "scores float column": changed(FEATURES + 3, [[0.0, 0.1]]),
+        "scores twice": changed(FEATURES + 3, [[0, 0.1], [0, 0.1]]),
+        "scores probability": changed(FEATURES + 3, [[0, SECRET]]),
+        "id number": changed(FEATURES + 4, 7),
+        "id empty": changed(FEATURES + 4, ""),
+        "id long": changed(FEATURES + 4, "a" * 65),
+        "id surrogate": changed(FEATURES + 4, "\ud800"),
+        "names no list": named(7),
+        "names of lists": named([[]] * len(names)),
+        "a name twice": named([*names[:-1], names[0]]),
+        "an unknown name": named([*names[:-1], SECRET]),
+        "a name too many": named([*names, "more"]),
+        "a feature missing": named([name for name in names if name != "0"]),
+    }
+
+
+@pytest.mark.parametrize("name", _broken())
+def test_a_malformed_body_is_refused_whole_in_one_line(
+    name: str, client: FlaskClient, monitor: Monitor
+) -> None:
+    answer = client.post("/iterate", data=_broken()[name])
+    assert answer.status_code == 400
+    assert answer.mimetype == "text/plain"
+    assert len(answer.text.splitlines()) == 1
+    assert SECRET not in answer.text
+    assert len(monitor.window.rows()) == 0
+    assert _one(client, "ktt_rows_refused_total") >= 1
+
+
+def test_other_requests_are_refused_in_one_line(client: FlaskClient) -> None:
+    large = client.post("/iterate", data=b" " * (16 * 1024 * 1024 + 1))
+    assert (large.status_code, large.text) == (413, "The body is larger than 16 MiB.\n")
+    assert (client.get("/iterate").status_code, client.get("/").status_code) == (405, 404)
+    assert client.get(f"/{SECRET}").text == "Not Found.\n"
+
+
+# -- feedback -------------------------------------------------------------------------------
+
+
+def test_feedback_switches_the_performance_monitors_on(
+    client: FlaskClient, monitor: Monitor, rng: np.random.Generator
+) -> None:
+    rows = Traffic(tree()).draw(rng, 40)
+    body = body_of(rows)
+    client.post("/iterate", json=body)
+    truth = rows.classes.copy()
+    truth[:10] = np.roll(truth, 1)[:10]
+    data = [
+        {"request_id": row[-1], "path": list(tree().paths[node])}
+        for row, node in zip(body["data"], truth, strict=True)
+    ]
+    assert client.post("/feedback", json={"data": data[:29]}).json == {"matched": 29, "waiting": 0}
+    monitor.attempt()
+    held = _metrics(client)
+    assert held["ktt_window_labelled_rows"] == {(): 29}
+    assert all(math.isnan(value) for value in held["ktt_performance"].values())
+    for item in data[29:]:
+        assert client.post("/feedback", json=item).json == {"matched": 1, "waiting": 0}
+    monitor.attempt()
+    figures = dict(_metrics(client)["ktt_performance"].items())
+    right = truth == rows.classes
+    assert figures["accuracy", "classification_performance"] == pytest.approx(right.mean())
+    error = rows.confidence - right
+    assert figures["mean_error", "regression_performance"] == pytest.approx(error.mean())
+    assert not any(math.isnan(value) for value in figures.values())
+
+
+def test_feedback_may_come_before_its_row_and_is_bounded(
+    client: FlaskClient, monitor: Monitor, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("monitor_window.WAITING", 5)
+    body = body_of(Traffic(tree()).draw(rng, 10))
+    path = list(tree().paths[20])
+    items = [{"request_id": row[-1], "path": path} for row in body["data"]]
+    assert client.post("/feedback", json={"data": items}).json == {"matched": 0, "waiting": 10}
+    client.post("/iterate", json=body)
+    labelled = monitor.window.labelled()
+    assert labelled.true.tolist() == [20] * 5  # the five newest had waited
+    assert _metrics(client)["ktt_feedback_total"] == {
+        ("matched",): 5,
+        ("waiting",): 10,
+        ("unknown",): 5,
+    }
+
+
+def test_later_feedback_corrects_earlier(
+    client: FlaskClient, monitor: Monitor, rng: np.random.Generator
+) -> None:
+    body = body_of(Traffic(tree()).draw(rng, 1))
+    client.post("/iterate", json=body)
+    for node in (20, 21):
+        item = {"request_id": body["data"][0][-1], "path": list(tree().paths[node])}
+        client.post("/feedback", json=item)
+    assert monitor.window.labelled().true.tolist() == [21]
+
+
+def test_true_labels_still_find_rows_that_have_left_the_window(
+    client: FlaskClient, monitor: Monitor, rng: np.random.Generator
+) -> None:
+    rows = Traffic(tree()).draw(rng, 200)
+    first = body_of(rows)
+    client.post("/iterate", json=first)
+    item = {"request_id": first["data"][0][-1], "path": list(tree().paths[20])}
+    assert client.post("/feedback", json=item).json == {"matched": 1, "waiting": 0}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        SECRET,
+        "[]",
+        "{}",
+        '{"data": 3}',
+        '{"data": [3]}',
+        '{"request_id": 3, "path": ["T0"]}',
+        '{"request_id": "a"}',
+        '{"request_id": "a", "path": "T0"}',
+        '{"request_id": "a", "path": []}',
+        '{"request_id": "a", "path": [3]}',
+        '{"request_id": "", "path": ["T0"]}',
+    ],
+)
+def test_malformed_feedback_is_refused(body: str, client: FlaskClient) -> None:
+    answer = client.post("/feedback", data=body)
+    assert (answer.status_code, answer.mimetype) == (400, "text/plain")
+    assert SECRET not in answer.text
+
+
+def test_feedback_for_an_unknown_path_is_counted_and_the_rest_kept(client: FlaskClient) -> None:
+    known = {"request_id": "a", "path": list(tree().paths[20])}
+    answer = client.post("/feedback", json={"data": [known, {**known, "path": [SECRET]}]})
+    assert answer.json == {"matched": 0, "waiting": 1, "unknown": 1}
+    assert _metrics(client)["ktt_feedback_total"]["unknown",] == 1
+
+
+# -- the file -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("damage", ["noise", "cut", "empty", "not a window"])
+def test_a_damaged_window_is_moved_aside(
+    damage: str, folder: Path, rng: np.random.Generator, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = _monitor(folder)
+    first.iterate(json.dumps(body_of(Traffic(tree()).draw(rng, 100))).encode())
+    first.stop()
+    path = folder / "data" / NAME
+    held = path.read_bytes()
+    if damage == "not a window":
+        path.write_bytes(SECRET.encode() * 1000)
+    else:
+        path.write_bytes(
+            {"noise": held[:4096] + b"x" * (len(held) - 4096), "cut": held[:9000], "empty": b""}[
+                damage
+            ]
+        )
+    again = _monitor(folder)
+    rows = Traffic(tree()).draw(rng, 10)
+    assert again.iterate(json.dumps(body_of(rows)).encode()) == 10
+    assert len(again.window.rows()) == 10
+    again.stop()
+    if damage != "empty":
+        assert path.with_name(f"{NAME}.damaged").exists()
+        assert "a new window begun" in caplog.text
+
+
+def test_another_models_window_is_moved_aside(
+    folder: Path, tmp_path: Path, rng: np.random.Generator
+) -> None:
+    first = _monitor(folder)
+    first.iterate(json.dumps(body_of(Traffic(tree()).draw(rng, 100))).encode())
+    first.stop()
+    values = json.loads((folder / "evidently.yaml").read_text())
+    values["prediction"] = values["prediction"][::-1]  # columns in another order
+    (folder / "evidently.yaml").write_text(json.dumps(values))
+    again = _monitor(folder)
+    assert len(again.window.rows()) == 0
+    again.stop()
+    assert (folder / "data" / f"{NAME}.other-model").exists()
+
+
+def test_a_full_disk_is_told_and_ends_by_itself(
+    client: FlaskClient, monitor: Monitor, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    body = body_of(Traffic(tree()).draw(rng, 50))
+    client.post("/iterate", json=body)
+    monitor.attempt()
+
+    def full(*_: Any) -> None:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(monitor.window, "_trim", full)
+        answer = client.post("/iterate", json=body)
+        assert (answer.status_code, answer.mimetype) == (503, "text/plain")
+        assert "disk is full" in answer.text
+        assert client.get("/metrics").status_code == 200
+        assert _one(client, "ktt_window_rows") == 50
+        assert _one(client, "ktt_window_writable") == 0
+    more = body_of(Traffic(tree()).draw(rng, 5), [f"x{row}" for row in range(5)])
+    assert client.post("/iterate", json=more).json == {"received": 5}
+    assert _one(client, "ktt_window_writable") == 1
+    assert len(monitor.window.rows()) == 55
+
+
+def test_a_folder_that_cannot_be_written_stops_no_metrics(
+    folder: Path, rng: np.random.Generator
+) -> None:
+    (folder / "file").write_text("")
+    monitor = _monitor(folder, "file/data")
+    with pytest.raises(NotKept):
+        monitor.iterate(json.dumps(body_of(Traffic(tree()).draw(rng, 5))).encode())
+    assert b"ktt_window_writable 0.0" in monitor.metrics.page()
+
+
+# -- setting up -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"window_size": 50, "min_reference_size": 100}, "Raise window_size"),
+        ({"moving_reference": True}, "moving_reference must be false"),
+        ({"use_reference": False}, "use_reference must be true"),
+        ({"monitors": ["data_drift", "datadrift"]}, "unknown monitor 'datadrift'. Known: data_"),
+        ({"monitors": "data_drift"}, "'monitors' is a list"),
+        ({"windowsize": 50}, "unknown key 'windowsize'. Known: calculation_"),
+        ({"window_size": "many"}, "window_size is 'many'; it must be a whole number"),
+        ({"window_size": True}, "window_size is True"),
+        ({"calculation_period_sec": 0}, "calculation_period_sec is 0"),
+        ({"false_alarm_rate": 2}, "false_alarm_rate is 2"),
+        ({"reference_path": "absent.parquet"}, "train.py -r"),
+        ({"reference_path": 3}, "reference_path must be"),
+    ],
+)
+def test_wrong_settings_are_one_line_that_names_the_fix(
+    settings: dict[str, Any], message: str, tmp_path: Path, rng: np.random.Generator
+) -> None:
+    folder = write_folder(tmp_path, Traffic(tree()).draw(rng, 30), **settings)
+    with pytest.raises(SetupError) as caught:
+        load_setup(folder)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "service:", "a: [", "!!python/object:os.system x"])
+def test_settings_that_are_no_settings(text: str, folder: Path) -> None:
+    (folder / "evidently.yaml").write_text(text)
+    with pytest.raises(SetupError, match=r"evidently\.yaml"):
+        load_setup(folder)
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"classes": ["a"], "level_sizes": [2]}'])
+def test_a_tree_that_is_none(text: str, folder: Path) -> None:
+    (folder / "hierarchy.json").write_text(text)
+    with pytest.raises(SetupError, match=r"hierarchy\.json"):
+        load_setup(folder)
+
+
+def test_a_tree_of_another_model_is_told(folder: Path) -> None:
+    known = json.loads((folder / "hierarchy.json").read_text())
+    known["classes"][-1] = "another"
+    (folder / "hierarchy.json").write_text(json.dumps(known))
+    with pytest.raises(SetupError, match="belong together"):
+        load_setup(folder)
+
+
+def test_old_reference_sets_say_by_their_scores_what_was_answered(
+    tmp_path: Path, rng: np.random.Generator
+) -> None:
+    rows = Traffic(tree()).draw(rng, 600)
+    rows = Rows(
+        classes=rows.classes,
+        features=rows.features,
+        confidence=np.maximum(rows.confidence, 0.2),
+        length=rows.length,
+    )
+    setup = load_setup(write_folder(tmp_path, rows, new=False))
+    assert (setup.reference.classes == rows.classes).all()
+    assert setup.reference.confidence == pytest.approx(rows.confidence)
+    assert np.isnan(setup.reference.length).all()
+
+
+def test_the_trees_of_model_and_monitor_are_the_same() -> None:
+    known, ours = hierarchy(), tree()
+    assert list(ours.labels) == [known.label(node) for node in range(known.class_count)]
+    assert (ours.parents == known.parents_global).all()
+    assert (ours.levels == known.levels).all()
+    assert (np.flatnonzero(~ours.inner) == known.leaves).all()
+    odd = Tree.from_dict(
+        {
+            "classes": ["a > b", "7", "c\\", "7"],
+            "level_sizes": [2, 2],
+            "parent_of": [[0, 1], [0, 0]],
+        }
+    )
+    assert odd.labels == ("a \\> b", "7", "a \\> b > c\\\\", "a \\> b > 7")
+    assert odd.class_of_column("> 7") == 1
+    assert odd.class_of_column("a \\> b > 7") == 3
