@@ -158,3 +158,95 @@ def test_the_wheel_carries_the_pth_file_at_its_top(tmp_path: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     assert "ktt-bentoml-compat.pth" in names
     assert "ktt_bentoml_compat/repairs.py" in names
+
+
+def _cores(root: Path, own: str) -> list[float]:
+    from ktt_bentoml_compat.cores import quotas
+
+    (root / "own").write_text(own, encoding="utf-8")
+    return list(quotas(root, root / "own"))
+
+
+def test_the_tightest_quota_of_nested_groups_counts(tmp_path: Path) -> None:
+    for folder, limit in (("", "max 100000"), ("a", "150000 100000"), ("a/b", "400000 100000")):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        (tmp_path / folder / "cpu.max").write_text(f"{limit}\n", encoding="ascii")
+    assert sorted(_cores(tmp_path, "0::/a/b\n")) == [1.5, 4.0]
+    assert _cores(tmp_path, "0::/\n") == []
+    assert _cores(tmp_path, "0::/gone/deep\n") == []
+
+
+def test_the_quota_of_the_first_kind_of_control_group_counts(tmp_path: Path) -> None:
+    (tmp_path / "cpu").mkdir()
+    (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text("250000\n", encoding="ascii")
+    (tmp_path / "cpu" / "cpu.cfs_period_us").write_text("100000\n", encoding="ascii")
+    assert _cores(tmp_path, "4:cpu,cpuacct:/\n3:cpuset:/\n") == [2.5]
+    (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text("-1\n", encoding="ascii")
+    assert _cores(tmp_path, "4:cpu,cpuacct:/\n") == []
+
+
+@pytest.mark.parametrize(
+    ("cores", "threads", "workers", "expected"),
+    [
+        ("4", "", None, (4, "1")),
+        ("4", "2", None, (2, "2")),
+        ("4", "", 2, (2, "2")),
+        ("1", "", 3, (3, "1")),
+        ("2", "8", None, (1, "8")),
+    ],
+)
+def test_workers_and_threads_follow_from_the_cores(
+    monkeypatch: pytest.MonkeyPatch,
+    cores: str,
+    threads: str,
+    workers: int | None,
+    expected: tuple[int, str],
+) -> None:
+    from ktt_bentoml_compat.servers import share_cores
+
+    monkeypatch.setenv("KTT_CORES", cores)
+    monkeypatch.setenv("KTT_THREADS", threads)
+    monkeypatch.setenv("RAYON_NUM_THREADS", "")
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    assert (share_cores(workers), os.environ["KTT_THREADS"]) == expected
+    assert os.environ["RAYON_NUM_THREADS"] == expected[1]
+    assert os.environ["OMP_NUM_THREADS"] == "7"  # as asked for
+
+
+def test_a_number_of_cores_that_is_none_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ktt_bentoml_compat.servers import share_cores
+
+    for wrong in ("0", "-1", "two", "1.5", "²"):
+        monkeypatch.setenv("KTT_CORES", wrong)
+        with pytest.raises(SystemExit) as stopped:
+            share_cores(None)
+        assert str(stopped.value).startswith("Error: KTT_CORES=")
+
+
+def test_a_service_may_extend_the_application_and_need_not(tmp_path: Path) -> None:
+    code = (
+        "import warnings; warnings.simplefilter('ignore')\n"
+        "import bentoml\n"
+        "from bentoml.server.api_server import BentoAPIServer\n"
+        "class Plain(bentoml.BentoService): pass\n"
+        "class More(Plain):\n"
+        "    def extend_app(self, app): app.add_url_rule('/more', 'more', lambda: 'more')\n"
+        "for kind in (Plain, More):\n"
+        "    client = BentoAPIServer(kind()).app.test_client()\n"
+        "    print('=', client.get('/more').status_code, client.get('/healthz').status_code)"
+    )
+    lines = python(code, tmp_path).splitlines()
+    assert [line for line in lines if line[0] == "="] == ["= 404 200", "= 200 200"]
+
+
+def test_a_killed_worker_leaves_no_gauge_behind(tmp_path: Path) -> None:
+    """gunicorn's master runs `child_exit` for whatever end a worker has found."""
+    (tmp_path / "gauge_livesum_77.db").touch()
+    (tmp_path / "counter_77.db").touch()
+    code = (
+        f"import os, types; os.environ['PROMETHEUS_MULTIPROC_DIR'] = {str(tmp_path)!r}\n"
+        "from bentoml.server import gunicorn_config\n"
+        "gunicorn_config.child_exit(None, types.SimpleNamespace(pid=77))\n"
+    )
+    python(code, tmp_path)
+    assert [path.name for path in tmp_path.glob("*.db")] == ["counter_77.db"]

@@ -19,13 +19,30 @@ def cores() -> int:
     ValueError
         ``KTT_CORES`` is no number from 1.
     """
-    given = os.environ.get(CORES, "").strip()
-    if given:
-        if not (given.isascii() and given.isdecimal()) or int(given) < 1:
-            raise ValueError(f"{CORES}={given!r} is no number of cores. Give 1 or more.")
-        return int(given)
+    if asked_for := _number(CORES):
+        return asked_for
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
     return max(1, min([allowed, *(math.floor(quota) for quota in quotas())]))
+
+
+def threads_asked_for() -> int | None:
+    """Threads per worker that ``KTT_THREADS`` asks for.
+
+    Raises
+    ------
+    ValueError
+        It is no number from 1.
+    """
+    return _number(THREADS)
+
+
+def _number(variable: str) -> int | None:
+    given = os.environ.get(variable, "").strip()
+    if not given:
+        return None
+    if not (given.isascii() and given.isdecimal() and 0 < int(given[:6]) < 100_000):
+        raise ValueError(f"{variable}={given!r} is no number of them. Give 1 or more.")
+    return int(given)
 
 
 def quotas(

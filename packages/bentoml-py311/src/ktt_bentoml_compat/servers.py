@@ -18,7 +18,7 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
-from ktt_bentoml_compat.cores import THREADS, cores
+from ktt_bentoml_compat.cores import THREADS, cores, threads_asked_for
 
 log = logging.getLogger("bentoml.server")
 LOOPBACK = "127.0.0.1"
@@ -38,8 +38,9 @@ def _prepared(start: Callable[..., None], production: bool) -> Callable[..., Non
     @functools.wraps(start)
     def prepared(*args: Any, **options: Any) -> None:
         prepare_metrics_folder()
+        workers = share_cores(options.get("workers") if production else 1)
         if production:
-            options["workers"] = share_cores(options.get("workers"))
+            options["workers"] = workers
         try:
             start(*args, **options)
         finally:
@@ -69,23 +70,28 @@ def keep_metrics_folder(lock: Any = None) -> None:
 
 
 def share_cores(workers: int | None) -> int:
-    """Settle the number of API workers and tell them how many threads each may use.
+    """Settle the number of API workers, and tell them how many threads each may use.
 
     Parameters
     ----------
     workers
-        As the command line has it; its default counts as no wish.
+        As asked for; the default of the command line is not.
+
+    Returns
+    -------
+    int
+        One worker per core, or per `KTT_THREADS` cores.
     """
     try:
-        available = cores()
+        available, threads = cores(), threads_asked_for()
     except ValueError as error:
         raise SystemExit(f"Error: {error}") from None
     if not workers or _is_default("workers"):
-        workers = available
-    threads = str(max(1, available // workers))
+        workers = max(1, available // (threads or 1))
+    each = str(threads or max(1, available // workers))
     for name in (THREADS, "RAYON_NUM_THREADS", "OMP_NUM_THREADS"):
-        os.environ.setdefault(name, threads)
-    log.info("%d workers with %s threads each", workers, os.environ[THREADS])
+        os.environ[name] = os.environ.get(name) or each
+    log.info("API workers: %d, threads of each: %s", workers, each)
     return workers
 
 
