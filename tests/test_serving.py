@@ -132,6 +132,12 @@ def test_classify_answers_path_confidence_levels_and_alternatives(service: Any) 
     }
 
 
+def test_an_answer_from_python_has_an_id_too(service: Any) -> None:
+    (answer,) = service.classify(["a b"])
+    assert len(answer["request_id"]) == 32
+    assert service.predict(["a b"]) == ["Root\na\nb"]
+
+
 def test_a_micro_batch_is_answered_in_one_call(service: Any) -> None:
     ask(service, *(document(str(i)) for i in range(10)))
     assert service.artifacts.classifier.batch_sizes == [10]
@@ -143,6 +149,30 @@ def test_a_text_that_the_classifier_fails_on_fails_alone(service: Any) -> None:
     assert [good.status, bad.status, other.status] == [200, 500, 200]
     assert "crash" not in bad.body
     assert json.loads(other.body) == "Root\nb\nb"
+
+
+def test_a_request_without_the_token_fails_alone(
+    service: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from bentoml.types import HTTPRequest
+
+    monkeypatch.setenv("KTT_API_TOKEN", "open sesame")
+    headers = [{}, {"Authorization": "Bearer open sesame"}, {"authorization": "Bearer no"}]
+    requests = [HTTPRequest(tuple(pairs.items()), document("a b")) for pairs in headers]
+    api = service.get_inference_api("predict")
+    first, good, last = api.handle_batch_request(requests)
+    assert [first.status, good.status, last.status] == [401, 200, 401]
+    assert first.headers["WWW-Authenticate"] == "Bearer"
+    assert "sesame" not in first.body + last.body
+    assert "WWW-Authenticate" not in good.headers
+
+
+def test_a_text_over_the_limit_of_the_environment_is_refused(
+    service: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KTT_MAX_CHARACTERS", "3")
+    good, bad = ask(service, document("a b"), document("a bc"))
+    assert (good.status, bad.status) == (200, 413)
 
 
 def test_no_text_reaches_a_log(service: Any, tmp_path: Path) -> None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import logging
 import traceback
 
-from bentoml.configuration.containers import BentoMLContainer
-
 log = logging.getLogger("bentoml.service")  # the servers of a bundle show the loggers of bentoml
 
 
@@ -26,6 +24,8 @@ def keep_texts_out_of_logs() -> None:
     As released, each goes to the console and to prediction.log and feedback.log at INFO. A filter
     survives a later configuration of the loggers; a level would not.
     """
+    from bentoml.configuration.containers import BentoMLContainer
+
     for name in ("bentoml.prediction", "bentoml.feedback"):
         logging.getLogger(name).addFilter(_drop)
     BentoMLContainer.config.bento_server.feedback.enabled.set(False)

@@ -9,12 +9,15 @@ import gzip
 import json
 import os
 import pickle
+import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import psutil
 import pytest
 
 from utils.bundle import write_bundle
@@ -220,3 +223,52 @@ def test_what_is_not_there_is_refused_with_one_line(server: Server) -> None:
         assert reply.headers["Content-Type"].startswith("text/plain")
         assert len(reply.text.splitlines()) == 1
         assert SECRET not in reply.text
+
+
+def test_with_a_token_only_state_metrics_and_documentation_are_open(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    token = "open-sesame"
+    monkeypatch.setenv("KTT_API_TOKEN", token)
+    body = b'{"text": "a red balance"}'
+    with served(bundle, "serve-gunicorn", BENTOML, tmp_path) as running:
+        for path in ("/predict", "/classify", "/feedback"):
+            refused = running.request(path, body)
+            assert refused.status == 401
+            assert refused.headers["WWW-Authenticate"] == "Bearer"
+            wrong = running.request(path, body, {"Authorization": f"Bearer {token}2"})
+            assert wrong.status == 401
+            right = running.request(path, body, {"Authorization": f"Bearer {token}"})
+            assert right.status in ({400, 404} if path == "/feedback" else {200})
+            assert token not in wrong.text + str(wrong.headers)
+        for path in ("/healthz", "/livez", "/readyz", "/metrics", "/docs", "/docs.json"):
+            assert running.get(path).status == 200, path
+        assert token not in running.get("/metrics").text + running.get("/docs.json").text
+    for path in tmp_path.rglob("*"):
+        assert not path.is_file() or token.encode() not in path.read_bytes(), path
+
+
+def _until(condition: Callable[[], bool], seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_a_killed_worker_comes_back_and_a_killed_server_ends_it_all(
+    bundle: Path, tmp_path: Path
+) -> None:
+    with served(bundle, "serve-gunicorn", BENTOML, tmp_path) as running:
+        option = ["--port", str(running.port)]
+        own = [p for p in psutil.process_iter() if p.cmdline()[-2:] == option]
+        main = next(process for process in own if process.ppid() == os.getpid())
+        (behind,) = (process for process in main.children() if process.children())
+        worker = behind.children()[0].pid
+        gauges = list((tmp_path / "prometheus_multiproc_dir").glob(f"gauge_live*_{worker}.db"))
+        assert gauges
+        os.kill(worker, signal.SIGKILL)
+        _until(lambda: not any(path.exists() for path in gauges))
+        _until(lambda: running.get("/readyz").status == 200)
+        assert running.ask("/predict", {"text": "a red balance"}).status == 200
+        behind.kill()
+        assert main.wait(30) != 0

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from multiprocessing import active_children
 from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -117,14 +118,22 @@ def _watching(start_proxy: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(start_proxy)
     def watching(*args: Any, **options: Any) -> None:
         for server in active_children():
-            threading.Thread(target=_stop_after, args=(server.sentinel,), daemon=True).start()
+            threading.Thread(target=_stop_after, args=(_end_of(server),), daemon=True).start()
         start_proxy(*args, **options)
 
     return watching
 
 
-def _stop_after(sentinel: int) -> None:
-    wait([sentinel])
+def _end_of(server: BaseProcess) -> int:
+    """Descriptor that is readable once a process has ended, whatever has become of its children."""
+    try:
+        return os.pidfd_open(server.pid or 0)
+    except (AttributeError, OSError):  # not on this system: the end of the last child, then
+        return server.sentinel
+
+
+def _stop_after(end: int) -> None:
+    wait([end])
     time.sleep(1)  # whoever stops both at once has no need of the rest
     _ended_early.set()
     log.error("The API server has ended, so the proxy ends too.")

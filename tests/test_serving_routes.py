@@ -1,0 +1,227 @@
+"""What a service answers besides its two APIs, asked for without servers."""
+
+import json
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from utils.errors import UserError
+from utils.serving_text import MAX_CHARACTERS, Refusal
+
+pytest.importorskip("ktt_bentoml_compat", reason="pip install ./packages/bentoml-py311")
+pytestmark = pytest.mark.filterwarnings("ignore:.*find_spec:ImportWarning")
+
+PATHS = frozenset({("Home",), ("Home", "Rugs"), ("Toys",), ("Toys", "Dolls"), ("Pets", "Dolls")})
+ID = "0f" * 16
+
+
+@pytest.fixture
+def offered() -> list[tuple[str, tuple[str, ...]]]:
+    return []
+
+
+@pytest.fixture
+def client(offered: list[Any]) -> Any:
+    from flask import Flask
+
+    from utils import serving_routes
+
+    app = Flask("test", static_folder=None)
+    serving_routes.add_refusals(app)
+    serving_routes.add_feedback(app, PATHS, lambda name, path: offered.append((name, path)))
+    app.add_url_rule("/fails", "fails", lambda: 1 // 0)
+    return app.test_client()
+
+
+def test_feedback_is_taken(client: Any, offered: list[Any]) -> None:
+    one = {"request_id": ID, "path": ["Home", "Rugs"]}
+    other = {"request_id": "ab" * 16, "path": ["Toys"], "more": 1}
+    assert client.post("/feedback", json=one).status_code == 202
+    assert client.post("/feedback", json={"data": [one, other]}).get_json() == {"accepted": 2}
+    taken = [(ID, ("Home", "Rugs")), ("ab" * 16, ("Toys",))]
+    assert offered == [taken[0], *taken]
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (b"", 400),
+        (b"[]", 400),
+        (b"{}", 400),
+        (b'{"data": []}', 400),
+        (b'{"data": {}}', 400),
+        (b'{"data": [1]}', 400),
+        (b'{"request_id": "x", "path": ["Home"]}', 400),
+        (b'{"request_id": 1, "path": ["Home"]}', 400),
+        (json.dumps({"request_id": ID}).encode(), 400),
+        (json.dumps({"request_id": ID, "path": []}).encode(), 400),
+        (json.dumps({"request_id": ID, "path": "Home"}).encode(), 400),
+        (json.dumps({"request_id": ID, "path": ["Home", 1]}).encode(), 400),
+        (json.dumps({"request_id": ID, "path": ["\ud800"]}).encode(), 400),
+        (json.dumps({"request_id": f"{ID}\n", "path": ["Home"]}).encode(), 400),
+        (json.dumps({"data": [{"request_id": ID, "path": ["Home"]}] * 1001}).encode(), 413),
+        (b" " * 1_048_577, 413),
+        (b"\xff", 400),
+    ],
+)
+def test_other_feedback_is_refused_with_one_line(
+    client: Any, offered: list[Any], body: bytes, status: int
+) -> None:
+    reply = client.post("/feedback", data=body)
+    assert reply.status_code == status
+    assert len(reply.text.splitlines()) == 1
+    assert not offered
+
+
+def test_a_path_that_no_class_has_is_answered_with_the_nearest(
+    client: Any, offered: list[Any]
+) -> None:
+    good = {"request_id": ID, "path": ["Toys"]}
+    for path, nearest in (
+        (["Home", "Rug"], "Home > Rugs"),
+        (["Toy", "Dolls"], "Toys > Dolls"),
+        (["Pet", "Dolls"], "Pets > Dolls"),
+    ):
+        reply = client.post("/feedback", json={"data": [good, {"request_id": ID, "path": path}]})
+        assert reply.status_code == 400
+        assert nearest in reply.text
+        assert "Entry 1" in reply.text
+    assert not offered  # all or nothing
+
+
+def test_without_a_monitor_feedback_is_told_to_have_no_use() -> None:
+    from flask import Flask
+
+    from utils.serving_routes import add_feedback
+
+    app = Flask("test", static_folder=None)
+    add_feedback(app, PATHS, None)
+    assert (
+        app.test_client().post("/feedback", json={"request_id": ID, "path": []}).status_code == 404
+    )
+
+
+def test_with_a_token_feedback_needs_it(client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KTT_API_TOKEN", "secret")
+    good = {"request_id": ID, "path": ["Toys"]}
+    refused = client.post("/feedback", json=good)
+    assert (refused.status_code, refused.headers["WWW-Authenticate"]) == (401, "Bearer")
+    headers = {"Authorization": "Bearer secret"}
+    assert client.post("/feedback", json=good, headers=headers).status_code == 202
+
+
+def test_refusals_are_one_line_of_plain_text(client: Any) -> None:
+    for path, status in (("/nothing", 404), ("/feedback", 405), ("/fails", 500)):
+        reply = client.get(path, headers={"Accept": "text/html"})
+        assert reply.status_code == status
+        assert reply.content_type.startswith("text/plain")
+        assert len(reply.text.splitlines()) == 1
+        assert "division" not in reply.text
+    assert "POST" in client.get("/feedback").headers["Allow"]
+
+
+def test_ready_is_who_answers() -> None:
+    from flask import Flask
+
+    from utils.serving_routes import add_state
+
+    state = SimpleNamespace(broken=False)
+
+    def probe() -> None:
+        if state.broken:
+            raise RuntimeError("secret")
+
+    app = Flask("test", static_folder=None)
+    add_state(app, probe)
+    client = app.test_client()
+    assert client.get("/readyz").status_code == 200
+    state.broken = True
+    reply = client.get("/readyz")
+    assert (reply.status_code, "secret" in reply.text) == (503, False)
+    assert client.get("/livez").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("header", "passes"),
+    [
+        ("Bearer tökén", True),
+        ("bearer  tökén ", True),
+        ("Bearer tökén2", False),
+        ("Bearer tök", False),
+        ("Bearer", False),
+        ("tökén", False),
+        ("Basic tökén", False),
+        ("Bearer \udcff", False),
+        ("", False),
+        (None, False),
+    ],
+)
+def test_only_the_token_opens(
+    monkeypatch: pytest.MonkeyPatch, header: str | None, passes: bool
+) -> None:
+    from utils.serving_access import check_token
+
+    monkeypatch.setenv("KTT_API_TOKEN", "tökén\n")
+    if passes:
+        check_token(header)
+    else:
+        with pytest.raises(Refusal) as refused:
+            check_token(header)
+        assert refused.value.status == 401
+        assert "tök" not in str(refused.value)
+
+
+def test_no_token_leaves_it_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    from utils.serving_access import check_token, has_token
+
+    for value in ("", "  "):
+        monkeypatch.setenv("KTT_API_TOKEN", value)
+        check_token(None)
+        assert not has_token()
+
+
+def test_the_length_of_texts_can_be_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    from utils.serving_access import max_characters
+
+    for value, limit in (("", MAX_CHARACTERS), ("500", 500)):
+        monkeypatch.setenv("KTT_MAX_CHARACTERS", value)
+        assert max_characters() == limit
+    for value in ("0", "-1", "many", "1000001", "1e3"):
+        monkeypatch.setenv("KTT_MAX_CHARACTERS", value)
+        with pytest.raises(UserError, match="KTT_MAX_CHARACTERS"):
+            max_characters()
+
+
+def test_the_document_describes_what_is_there() -> None:
+    from utils.serving_openapi import document
+
+    found = document("Name", "1", ("Home", "Rugs"), 500, True)
+    assert found["openapi"].startswith("3.")
+    assert {"/predict", "/classify", "/feedback"} <= set(found["paths"])
+    for path in ("/predict", "/classify", "/feedback"):
+        post = found["paths"][path]["post"]
+        assert post["security"] == [{"token": []}]
+        assert {"400", "401", "405", "413"} <= set(post["responses"])
+        good = post["responses"]["202" if path == "/feedback" else "200"]
+        assert "example" in good["content"]["application/json"]
+    text = json.dumps(found)
+    for name in found["components"]["schemas"]:
+        assert f"#/components/schemas/{name}" in text
+    assert found["components"]["schemas"]["Text"]["properties"]["text"]["maxLength"] == 500
+    assert document("Name", "1", ("A",), 5, False)["paths"]["/predict"]["post"]["security"][0] == {}
+
+
+def test_the_page_loads_nothing_from_elsewhere() -> None:
+    from flask import Flask
+
+    from utils.serving_routes import add_docs
+
+    app = Flask("test", static_folder=None)
+    for endpoint, rule in (("docs", "/docs.json"), ("swagger", "/docs"), ("index", "/")):
+        app.add_url_rule(rule, endpoint, lambda: "as released")
+    add_docs(app, {"openapi": "3.0.3"})
+    reply = app.test_client().get("/docs")
+    assert "//" not in reply.text
+    assert reply.headers["Content-Security-Policy"].startswith("default-src 'self'")
+    assert app.test_client().get("/docs.json").get_json() == {"openapi": "3.0.3"}
