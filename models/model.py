@@ -6,7 +6,7 @@ import logging
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -19,9 +19,9 @@ from utils.data import Split
 from utils.decode import Floats, Predictions, ScoreHistogram, decode, join, leaf_log_probs
 from utils.errors import UserError
 from utils.files import atomic_dir, write_json
-from utils.hierarchy import Hierarchy
+from utils.hierarchy import Hierarchy, Ints
 from utils.manifest import FILE as MANIFEST
-from utils.manifest import FORMAT, OPSET, check_opset, hashes, versions
+from utils.manifest import FORMAT, OPSET, SERVICE, ServiceInfo, check_opset, hashes, versions
 from utils.metrics import evaluate
 from utils.parity import NOTHING, Evidence, Judge
 from utils.tracking import TRAINED
@@ -39,6 +39,8 @@ Progress = Callable[[int, int], None]
 VALIDATION_CELLS = 250_000_000  # scores held while validating: 1 GB
 LIBRARIES = ("torch", "transformers", "tokenizers", "onnx", "onnxruntime", "numpy", "pystemmer")
 REFERENCE_CELLS = 20_000_000  # numbers in a reference set
+REFERENCE_ENDS = ("predicted", "confidence", "length")
+"""The last columns of a reference set."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -250,9 +252,10 @@ class Model(ABC):
         Returns
         -------
         pyarrow.Table
-            ``targets`` (label of the true terminal class), the pooled features ``0``, ``1``, …
-            and one column of calibrated probabilities per terminal class, named by its label.
-            Large tests are thinned evenly.
+            ``targets`` (label of the true terminal class), the pooled features ``0``, ``1``, …,
+            one column of calibrated probabilities per terminal class (`score_columns`),
+            ``predicted`` (label of the answer), ``confidence`` (its probability) and ``length``
+            (characters of the text). Large tests are thinned evenly.
         """
         import pyarrow as pa
 
@@ -260,33 +263,45 @@ class Model(ABC):
         limit = max(1_000, REFERENCE_CELLS // width)
         if len(split) > limit:
             split = split.take(np.linspace(0, len(split) - 1, limit).astype(int))
-        features, probs, done = [], [], 0
+        features, probs, answers, done = [], [], [], 0
         for scores, pooled in self.score_batches(split.texts):
             features.append(pooled)
-            probs.append(np.exp(leaf_log_probs(scores, self.tree, self.temperature)))
+            log_probs = leaf_log_probs(scores, self.tree, self.temperature)
+            answers.append(log_probs.argmax(axis=1))
+            probs.append(np.exp(log_probs))
             done += len(scores)
             if progress:
                 progress(done, len(split))
         if not done:
             raise UserError("A reference set needs rows: the dataset's test split is empty.")
-        labels = [self.hierarchy.label(node) for node in self.hierarchy.end_classes(split.codes)]
-        pooled = np.concatenate(features)
-        scored = np.concatenate(probs)
-        columns = {"targets": pa.array(labels)}
+        scored, pooled = np.concatenate(probs), np.concatenate(features)
+        columns = {"targets": self._labels(self.hierarchy.end_classes(split.codes))}
         columns |= {str(i): pa.array(pooled[:, i]) for i in range(pooled.shape[1])}
         for column, label in enumerate(self.score_columns()):
             columns[label] = pa.array(scored[:, column])
-        return pa.table(columns)
+        best = np.concatenate(answers)
+        confidence = np.minimum(scored[np.arange(len(best)), best], 1)
+        lengths = pa.array([len(text) for text in split.texts], pa.int32())
+        ends = (self._labels(self.tree.ending[best]), pa.array(confidence), lengths)
+        return pa.table(columns | dict(zip(REFERENCE_ENDS, ends, strict=True)))
+
+    def _labels(self, nodes: Ints) -> pa.Array:
+        import pyarrow as pa
+
+        kinds, places = np.unique(nodes, return_inverse=True)
+        labels = pa.array([self.hierarchy.label(node) for node in kinds], pa.string())
+        return labels.take(pa.array(places))
 
     def score_columns(self) -> list[str]:
         """Labels of the terminal classes, in the order of the last level's classes.
 
-        One that is a number or ``targets``, as other columns of a reference set are, has ``> ``
-        before it.
+        One that is a number, ``targets``, ``predicted``, ``confidence`` or ``length``, as other
+        columns of a reference set are, has ``> `` before it.
         """
         labels = [self.hierarchy.label(node) for node in self.tree.ending]
+        taken = {"targets", *REFERENCE_ENDS}
         # No label begins with ">": these cannot meet one, nor a column of another kind.
-        return [f"> {x}" if x == "targets" or x.isdecimal() else x for x in labels]
+        return [f"> {x}" if x in taken or x.isdecimal() else x for x in labels]
 
     def reference_columns(self) -> list[str]:
         """The columns of a reference set that do not depend on the features."""
@@ -406,11 +421,29 @@ class Model(ABC):
         *,
         quantize: str | None = None,
         evidence: Evidence = NOTHING,
+        monitoring: bool = False,
     ) -> None:
-        """Write the same without the parts: what `utils.classifier` and services run."""
+        """Write the same without the parts: what `utils.classifier` and services run.
+
+        Parameters
+        ----------
+        opset, quantize, evidence
+            As for `export_onnx`.
+        monitoring
+            Whether a service sends what monitoring needs.
+        """
         check_opset(opset)
         with atomic_dir(folder) as temporary:
+            write_json(temporary / SERVICE, asdict(self._service(monitoring)))
             self._write_export(temporary, opset, quantize, evidence, parts=False)
+
+    def _service(self, monitoring: bool) -> ServiceInfo:
+        return ServiceInfo(
+            model=self.name,
+            dataset=self.info.get("dataset", ""),
+            checkpoint=self.info.get("checkpoint", ""),
+            monitoring=monitoring,
+        )
 
     def _write_export(
         self, folder: Path, opset: int, quantize: str | None, evidence: Evidence, *, parts: bool

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from models import MODELS, model_class
+from models.model import REFERENCE_ENDS
 from tests.helpers_torch import tiny_encoder
 from tests.tiny import PATHS, tiny_rows, write_rows, write_tiny_dataset
 from utils.checkpoints import read_checkpoint
@@ -28,6 +29,7 @@ ODD_TEXTS = ["", " ", "wash", "żółć 猫 🙂", "\x00\x01", "x" * 5000, "play
 LEARNING: dict[str, Any] = {
     "epochs": 8, "encoder_lr": 3e-3, "classifier_lr": 3e-3, "frozen": False, "dropout": 0.2
 }  # fmt: skip
+NAMES_TAKEN = ("targets", "0", "1", "predicted", "confidence", "length")
 SIGMOIDS_ALONE = {"db_achmcnn", "db_ahmcnf"}  # without a softmax it takes more steps
 
 
@@ -228,7 +230,7 @@ def test_the_reference_set_has_its_columns(trained: Any, dataset: Dataset) -> No
     table = trained.gen_reference_set(dataset.test)
     labels = trained.score_columns()
     features = [column for column in table.column_names[1:] if column.isdigit()]
-    assert table.column_names == ["targets", *features, *labels]
+    assert table.column_names == ["targets", *features, *labels, *REFERENCE_ENDS]
     assert features == [str(k) for k in range(len(features))]
     assert len(features) >= 1
     wanted = [" > ".join(PATHS[k]) for k in range(len(PATHS))]
@@ -236,17 +238,24 @@ def test_the_reference_set_has_its_columns(trained: Any, dataset: Dataset) -> No
     assert set(table["targets"].to_pylist()) <= set(wanted)
     probs = np.stack([table[label].to_numpy() for label in labels], axis=1)
     np.testing.assert_allclose(probs.sum(axis=1), 1, atol=1e-4)
+    found = trained.test(dataset.test)
+    answers = [trained.hierarchy.label(node) for node in found.ends]
+    assert table["predicted"].to_pylist() == answers
+    assert answers != table["targets"].to_pylist()  # else this would not tell them apart
+    np.testing.assert_allclose(table["confidence"].to_numpy(), found.confidence, atol=1e-6)
+    assert table["length"].to_pylist() == [len(text) for text in dataset.test.texts]
 
 
 def test_classes_may_be_called_like_other_columns(name: str, layout: Layout, encoder: Path) -> None:
-    paths = [(word,) for word in ("targets", "0", "1", "x") for _ in range(14)]
+    paths = [(word,) for word in (*NAMES_TAKEN, "x") for _ in range(14)]
     texts = [f"{path[0]} text {row}" for row, path in enumerate(paths)]
     dataset = write_rows(layout, "odd", texts, paths)
     model = train(name, dataset, quick(name, encoder, epochs=1))
     table = model.gen_reference_set(dataset.test)
     assert len(set(table.column_names)) == len(table.column_names)
-    assert table.column_names[-4:] == ["> 0", "> 1", "> targets", "x"]
-    assert set(table["targets"].to_pylist()) == {"targets", "0", "1", "x"}
+    scores = table.column_names[-len(NAMES_TAKEN) - 4 : -3]
+    assert scores == [*(f"> {word}" for word in sorted(NAMES_TAKEN)), "x"]
+    assert set(table["targets"].to_pylist()) == {*NAMES_TAKEN, "x"}
 
 
 @pytest.mark.parametrize(

@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from utils.decode import Floats, Predictions, Scorer, decode
-from utils.hierarchy import Hierarchy
-from utils.manifest import check_files, read_manifest, understood
+from utils.hierarchy import Bools, Hierarchy, Ints
+from utils.manifest import ServiceInfo, check_files, read_manifest, read_service, understood
 from utils.onnx_scorer import OnnxScorer, files_of
 
 
@@ -36,17 +39,67 @@ class Answer:
     alternatives: tuple[tuple[tuple[str, ...], float], ...]
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Observed:
+    """What monitoring may know of a batch: arrays with an entry per text, and no text.
+
+    Parameters
+    ----------
+    features
+        Pooled features; shape (rows, features).
+    top
+        Most probable terminal classes, the answer first, as places among `Classifier.labels`;
+        shape (rows, up to 5).
+    probs
+        Their calibrated probabilities; same shape.
+    lengths
+        Characters of each text; shape (rows,).
+    stopped_early
+        Whether the answer ends at a class that has children; shape (rows,).
+    """
+
+    features: Floats
+    top: Ints
+    probs: Floats
+    lengths: Ints
+    stopped_early: Bools
+
+    def __len__(self) -> int:
+        return len(self.top)
+
+    @property
+    def confidence(self) -> Floats:
+        """Calibrated probability of each answer; shape (rows,)."""
+        return self.probs[:, 0]
+
+
 class Classifier:
-    """A scorer, its tree and its calibration."""
+    """A scorer, its tree and its calibration.
+
+    Parameters
+    ----------
+    scorer, hierarchy, temperature
+        What makes answers.
+    manifest
+        Of the folder that they come from.
+    service
+        What is said there about running it.
+    """
 
     def __init__(
-        self, scorer: Scorer, hierarchy: Hierarchy, temperature: float, manifest: dict[str, Any]
+        self,
+        scorer: Scorer,
+        hierarchy: Hierarchy,
+        temperature: float,
+        manifest: dict[str, Any],
+        service: ServiceInfo,
     ) -> None:
         self.scorer = scorer
         self.hierarchy = hierarchy
         self.tree = hierarchy.full_depth()
         self.temperature = temperature
         self.manifest = manifest
+        self.service = service
 
     @classmethod
     def load(cls, folder: Path) -> Classifier:
@@ -63,7 +116,8 @@ class Classifier:
             check_files(folder, manifest, ["hierarchy.json", *files_of(entry)])
             hierarchy = Hierarchy.load(folder / "hierarchy.json")
             scorer = OnnxScorer.load(folder, entry)
-            found = cls(scorer, hierarchy, float(manifest["temperature"]), manifest)
+            temperature, service = float(manifest["temperature"]), read_service(folder, manifest)
+            found = cls(scorer, hierarchy, temperature, manifest, service)
             if not 0 < found.temperature < math.inf:
                 raise ValueError(f"temperature {found.temperature}")
             found.answer([""])  # graph, tokenizer and tree belong together
@@ -77,17 +131,33 @@ class Classifier:
 
     def answer(self, texts: Sequence[str]) -> list[Answer]:
         """Answer a batch of texts."""
-        if not texts:
-            return []
-        found, _, _ = self.predict(texts)
-        probs = found.top_probs.tolist()
-        return [
-            self._answer(codes, found.level_probs[row].tolist(), probs[row])
-            for row, codes in enumerate(found.top.tolist())
-        ]
+        return self.observe(texts)[0] if texts else []
+
+    def observe(self, texts: Sequence[str]) -> tuple[list[Answer], Observed]:
+        """Answer a batch of texts, and say of it what monitoring may know; one pass for both."""
+        found, _, features = self.predict(texts)
+        probs = found.top_probs
+        rows = zip(found.top.tolist(), found.level_probs.tolist(), probs.tolist(), strict=True)
+        observed = Observed(
+            features=features,
+            top=found.top,
+            probs=probs,
+            lengths=np.fromiter(map(len, texts), np.int32, len(texts)),
+            stopped_early=self.hierarchy.child_counts[found.ends] > 0,
+        )
+        return [self._answer(*row) for row in rows], observed
+
+    @cached_property
+    def labels(self) -> list[str]:
+        """Labels of the terminal classes, in the order of a reference set's score columns."""
+        return [self.hierarchy.label(node) for node in self.tree.ending]
+
+    @cached_property
+    def _paths(self) -> list[tuple[str, ...]]:
+        return [self.hierarchy.path(node) for node in self.tree.ending]
 
     def _answer(self, codes: list[int], levels: list[float], probs: list[float]) -> Answer:
-        paths = [self.hierarchy.path(int(self.tree.ending[code])) for code in codes]
+        paths = [self._paths[code] for code in codes]
         return Answer(
             path=paths[0],
             confidence=probs[0],

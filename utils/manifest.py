@@ -6,6 +6,7 @@ import hashlib
 import platform
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,32 @@ from utils.errors import UserError
 from utils.files import read_json
 
 FILE = "manifest.json"
+SERVICE = "service.json"
 FORMAT = 2
 OPSET = 17
 OPSETS = range(11, 21)
+RUNTIMES = ("onnx", "torch")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServiceInfo:
+    """What service.json says: how a bundle is run.
+
+    Parameters
+    ----------
+    model, dataset, checkpoint
+        What is served.
+    runtime
+        One of `RUNTIMES`.
+    monitoring
+        Whether rows go to a monitoring service.
+    """
+
+    model: str
+    dataset: str
+    checkpoint: str
+    runtime: str = RUNTIMES[0]
+    monitoring: bool = False
 
 
 def check_opset(opset: int) -> None:
@@ -70,6 +94,28 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             f"{folder / FILE} has format {found}, this version of KTT reads {FORMAT}. Export again."
         )
     return dict(manifest)
+
+
+def read_service(folder: Path, manifest: dict[str, Any]) -> ServiceInfo:
+    """Read service.json; a folder without one is of an export that no service was made for.
+
+    Raises
+    ------
+    UserError
+        It is not the file that was exported, or says nothing that is understood.
+    """
+    if SERVICE not in manifest["files"]:
+        info = manifest["info"]
+        return ServiceInfo(
+            model=str(manifest["model"]),
+            dataset=str(manifest["dataset"]),
+            checkpoint=str(info.get("checkpoint", "")),
+        )
+    check_files(folder, manifest, [SERVICE])
+    found = ServiceInfo(**read_json(folder / SERVICE))
+    if found.runtime not in RUNTIMES:
+        raise ValueError(f"runtime {found.runtime!r} in {SERVICE}")
+    return found
 
 
 def check_files(folder: Path, manifest: dict[str, Any], names: Iterable[str]) -> None:

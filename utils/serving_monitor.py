@@ -1,0 +1,424 @@
+"""Sends what monitoring needs to the monitoring service, without a prediction ever waiting for it.
+
+Rows and feedback go into a bounded queue; a thread of each process sends them in batches. While the
+service is away they wait, and the oldest are dropped, and counted, when there are too many.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import http.client
+import ipaddress
+import itertools
+import json
+import logging
+import os
+import random
+import re
+import threading
+import time
+import weakref
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+
+import numpy as np
+
+from utils.errors import UserError
+
+if TYPE_CHECKING:
+    from utils.classifier import Observed
+
+log = logging.getLogger("bentoml.monitor")  # the servers of a bundle show the loggers of bentoml
+
+HOST, PORT = "EVIDENTLY_HOST", "EVIDENTLY_PORT"
+DEFAULT_ADDRESS = ("localhost", 5001)
+ROWS, FEEDBACK = "rows", "feedback"
+SENT, DROPPED, REFUSED = "sent", "dropped", "refused"
+ANSWER_BYTES = 65_536
+
+_PATHS = {ROWS: "/iterate", FEEDBACK: "/feedback"}
+_HOST_NAME = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9._-]{0,251}[A-Za-z0-9_.])?")
+_STALE = (http.client.RemoteDisconnected, ConnectionResetError, BrokenPipeError)
+"""What a connection says that the other side has closed since its last use."""
+
+Row: TypeAlias = "tuple[Observed, int, str]"
+"""Some batch, the place within it, and the request's id."""
+Item: TypeAlias = "Row | dict[str, Any]"
+
+
+class Meter(Protocol):
+    """Where a reporter counts. Called from several threads."""
+
+    def count(self, kind: str, outcome: str, number: int) -> None:
+        """Add to a counter.
+
+        Parameters
+        ----------
+        kind
+            ``"rows"`` or ``"feedback"``.
+        outcome
+            ``"sent"``, ``"dropped"`` or ``"refused"``.
+        """
+        ...
+
+    def waiting(self, number: int) -> None:
+        """Set the number of rows and feedback in the queue of this process."""
+        ...
+
+
+class Tally:
+    """A meter that only remembers."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[tuple[str, str]] = Counter()
+        self.queued = 0
+
+    def count(self, kind: str, outcome: str, number: int) -> None:
+        """Add to a counter."""
+        self.counts[kind, outcome] += number
+
+    def waiting(self, number: int) -> None:
+        """Set the length of the queue."""
+        self.queued = number
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How a reporter behaves; times in seconds.
+
+    Parameters
+    ----------
+    limit
+        Rows and feedback that wait at most.
+    batch
+        Of them in a request at most.
+    interval
+        How long a row waits for others.
+    timeout
+        For connecting, and for each answer.
+    first_wait, longest_wait
+        After the first failure, and after many.
+    flush
+        What is sent until then when the process ends is sent.
+    """
+
+    limit: int = 10_000
+    batch: int = 500
+    interval: float = 1.0
+    timeout: float = 2.0
+    first_wait: float = 0.5
+    longest_wait: float = 30.0
+    flush: float = 2.0
+
+
+def monitor_address(environ: Mapping[str, str] = os.environ) -> tuple[str, int]:
+    """Host and port of the monitoring service.
+
+    Raises
+    ------
+    UserError
+        EVIDENTLY_HOST or EVIDENTLY_PORT cannot be what they should be.
+    """
+    host = environ.get(HOST) or DEFAULT_ADDRESS[0]
+    port = environ.get(PORT) or str(DEFAULT_ADDRESS[1])
+    if not (_HOST_NAME.fullmatch(host) or _is_address(host)):
+        raise UserError(f"{HOST}={host!r} is no name of a host. Give its name or address alone.")
+    if not (port.isascii() and port.isdecimal() and 0 < int(port[:6]) < 65_536):
+        raise UserError(f"{PORT}={port!r} is no port. Give a number from 1 to 65535.")
+    return host, int(port)
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+# -- bodies ---------------------------------------------------------------------------------
+
+
+@cache
+def _row_form(features: int, best: int) -> str:
+    """What one row looks like in JSON."""
+    scores = ",".join(["[%d,%.6g]"] * best)
+    return f"[%s{',%.6g' * features},%.6g,%d,[{scores}],%s]"
+
+
+def rows_body(rows: Sequence[Row], labels: Sequence[str]) -> bytes:
+    """The body of ``POST /iterate``.
+
+    Parameters
+    ----------
+    labels
+        Of the terminal classes, in JSON.
+    """
+    width = rows[0][0].features.shape[1]
+    columns = ["targets", *map(str, range(width)), "confidence", "length", "scores", "id"]
+    return f'{{"columns":{json.dumps(columns)},"data":[{",".join(_cells(rows, labels))}]}}'.encode()
+
+
+def _cells(rows: Iterable[Row], labels: Sequence[str]) -> Iterator[str]:
+    for _, group in itertools.groupby(rows, key=lambda row: id(row[0])):
+        together = list(group)  # consecutive rows of one batch
+        observed, first, _ = together[0]
+        part = slice(first, first + len(together))
+        form = _row_form(observed.features.shape[1], observed.top.shape[1])
+        features = np.nan_to_num(observed.features[part]).tolist()
+        top, probs = observed.top[part].tolist(), observed.probs[part].tolist()
+        for place, length in enumerate(observed.lengths[part].tolist()):
+            scores = itertools.chain.from_iterable(zip(top[place], probs[place], strict=True))
+            yield form % (
+                labels[top[place][0]], *features[place], probs[place][0], length, *scores,
+                json.dumps(together[place][2]),
+            )  # fmt: skip
+
+
+# -- the reporter ---------------------------------------------------------------------------
+
+
+class Reporter:
+    """Offers rows and feedback to the monitoring service.
+
+    Its thread starts with the first offer, also in a process that was forked since. Offering never
+    waits and never raises.
+
+    Parameters
+    ----------
+    address
+        Host and port of the monitoring service.
+    labels
+        Of the terminal classes, in the order of the score columns.
+    meter
+        Where it counts.
+    """
+
+    def __init__(
+        self,
+        address: tuple[str, int],
+        labels: Sequence[str],
+        meter: Meter,
+        settings: Settings = Settings(),
+    ) -> None:
+        self._address, self._meter, self._settings = address, meter, settings
+        self._labels = [json.dumps(label) for label in labels]
+        self._state = ""
+        self._begin()
+        _ALL.add(self)
+
+    def _begin(self) -> None:
+        """Start with nothing: also what a forked process does, whose parent sends what it has."""
+        self._lock = threading.Lock()
+        self._queue: deque[Item] = deque()
+        self._flying: list[Item] = []
+        self._full, self._closed = threading.Event(), threading.Event()
+        self._thread: threading.Thread | None = None
+
+    # -- what the service calls -----------------------------------------------------------
+
+    def offer(self, observed: Observed, ids: Sequence[str]) -> None:
+        """Take the rows of a batch; `ids` are those of its requests."""
+        self._put([(observed, place, name) for place, name in enumerate(ids)])
+
+    def offer_feedback(self, request_id: str, path: Sequence[str]) -> None:
+        """Take the true path of an earlier request."""
+        self._put([{"request_id": request_id, "path": list(path)}])
+
+    def close(self) -> None:
+        """Send what waits for as long as `Settings.flush`, then drop it."""
+        atexit.unregister(self.close)
+        self._closed.set()
+        self._full.set()
+        if self._thread is not None:
+            self._thread.join(self._settings.flush)
+        with self._lock:
+            lost = [*self._flying, *self._queue]
+            self._queue.clear()
+            self._flying = []
+        self._count(DROPPED, lost)
+
+    def _put(self, items: Sequence[Item]) -> None:
+        try:
+            if self._closed.is_set():
+                return self._count(DROPPED, items)
+            with self._lock:
+                self._queue.extend(items)
+                lost = self._overflow()
+                full = len(self._queue) >= self._settings.batch
+                if self._thread is None:
+                    self._start()
+            if full:
+                self._full.set()
+            self._count(DROPPED, lost)
+        except Exception as error:  # a prediction must not fail for it
+            log.error("Rows for the monitor are lost: %s", type(error).__name__)
+
+    def _overflow(self) -> list[Item]:
+        over = len(self._queue) + len(self._flying) - self._settings.limit
+        return [self._queue.popleft() for _ in range(min(over, len(self._queue)))]
+
+    def _start(self) -> None:
+        thread = threading.Thread(target=self._run, name="monitor", daemon=True)
+        thread.start()
+        self._thread = thread
+        atexit.register(self.close)
+
+    def _count(self, outcome: str, items: Sequence[Item]) -> None:
+        rows = sum(isinstance(item, tuple) for item in items)
+        for kind, number in ((ROWS, rows), (FEEDBACK, len(items) - rows)):
+            if number:
+                self._meter.count(kind, outcome, number)
+        self._meter.waiting(len(self._queue) + len(self._flying))
+
+    # -- what its thread does -------------------------------------------------------------
+
+    def _run(self) -> None:
+        settings, failures = self._settings, 0
+        connection = _Connection(self._address, settings.timeout)
+        while not self._closed.is_set():
+            if failures:
+                wait = min(settings.longest_wait, settings.first_wait * 2 ** min(failures - 1, 30))
+                self._closed.wait(wait * random.uniform(0.5, 1))
+            elif len(self._queue) < settings.batch:
+                self._full.wait(settings.interval)
+                self._full.clear()
+            if not self._closed.is_set():
+                failures = 0 if self._send(connection) else failures + 1
+        end = time.monotonic() + settings.flush
+        while self._queue and (left := end - time.monotonic()) > 0:
+            connection.set_timeout(min(settings.timeout, left))
+            if not self._send(connection):
+                break
+        connection.close()
+
+    def _send(self, connection: _Connection) -> bool:
+        """Try to send a batch; what could not be delivered goes back to where it was."""
+        with self._lock:
+            count = min(len(self._queue), self._settings.batch)
+            self._flying = [self._queue.popleft() for _ in range(count)]
+            rows = [item for item in self._flying if isinstance(item, tuple)]
+            feedback = [item for item in self._flying if isinstance(item, dict)]
+        # rows first: feedback may be about one of them
+        return all(
+            self._deliver(connection, kind, items)
+            for kind, items in ((ROWS, rows), (FEEDBACK, feedback))
+            if items
+        )
+
+    def _deliver(self, connection: _Connection, kind: str, items: Sequence[Any]) -> bool:
+        try:
+            body = self._body(kind, items)
+        except Exception as error:
+            log.error("Rows for the monitor cannot be written: %s", type(error).__name__)
+            return self._landed(DROPPED, items)
+        try:
+            status = connection.post(_PATHS[kind], body)
+        except (OSError, http.client.HTTPException) as error:
+            return self._failed(type(error).__name__)
+        if 200 <= status < 300:
+            self._tell("")
+            return self._landed(SENT, items)
+        if 400 <= status < 500:
+            self._tell(f"refuses {kind} with status {status}: they are not sent again")
+            return self._landed(REFUSED, items)
+        return self._failed(f"status {status}")
+
+    def _body(self, kind: str, items: Sequence[Any]) -> bytes:
+        if kind == ROWS:
+            return rows_body(items, self._labels)
+        return json.dumps({"data": items}).encode()
+
+    def _landed(self, outcome: str, items: Sequence[Item]) -> bool:
+        """Forget what has been dealt with, unless `close` has counted it already."""
+        with self._lock:
+            done = set(map(id, items))
+            still_here = bool(self._flying)
+            self._flying = [item for item in self._flying if id(item) not in done]
+        if still_here:
+            self._count(outcome, items)
+        return True
+
+    def _failed(self, reason: str) -> bool:
+        self._tell(f"does not answer ({reason}): rows wait, the oldest are dropped if need be")
+        with self._lock:
+            self._queue.extendleft(reversed(self._flying))
+            self._flying = []
+            lost = self._overflow()
+        self._count(DROPPED, lost)
+        return False
+
+    def _tell(self, state: str) -> None:
+        """Log a state when it begins, not again with each batch."""
+        if state != self._state:
+            host, port = self._address
+            log.warning("The monitor at %s:%d %s", host, port, state or "answers")
+        self._state = state
+
+
+class _Connection:
+    """A connection that is kept for the next request, and opened anew when that does not do."""
+
+    def __init__(self, address: tuple[str, int], timeout: float) -> None:
+        self._connection = http.client.HTTPConnection(*address, timeout=timeout)
+
+    def set_timeout(self, timeout: float) -> None:
+        """Change the time-out of what follows."""
+        self._connection.timeout = timeout
+        if self._connection.sock is not None:
+            self._connection.sock.settimeout(timeout)
+
+    def post(self, path: str, body: bytes) -> int:
+        """Send a body of JSON.
+
+        Returns
+        -------
+        int
+            The status of the answer.
+
+        Raises
+        ------
+        OSError, http.client.HTTPException
+            There is none.
+        """
+        used = self._connection.sock is not None
+        try:
+            return self._post(path, body)
+        except _STALE:
+            if not used:
+                raise
+        return self._post(path, body)
+
+    def _post(self, path: str, body: bytes) -> int:
+        try:
+            headers = {"Content-Type": "application/json"}
+            self._connection.request("POST", path, body, headers)
+            answer = self._connection.getresponse()
+            answer.read(ANSWER_BYTES)
+        except BaseException:
+            self.close()
+            raise
+        if not answer.isclosed():
+            self.close()
+        return answer.status
+
+    def close(self) -> None:
+        """Close it; the next request opens it again."""
+        with contextlib.suppress(OSError):
+            self._connection.close()
+
+
+_ALL: weakref.WeakSet[Reporter] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    """A forked process has none of its parent's threads, and locks as they were then."""
+    for reporter in _ALL:
+        reporter._begin()
+
+
+os.register_at_fork(after_in_child=_after_fork)
