@@ -188,7 +188,11 @@ def _export_bundle(
     with tempfile.TemporaryDirectory(prefix="ktt-export-") as temporary:
         classifier = Path(temporary) / "classifier"
         model.export_classifier(
-            classifier, options.opset, quantize=options.quantize, evidence=evidence
+            classifier,
+            options.opset,
+            quantize=options.quantize,
+            evidence=evidence,
+            monitoring=reference is not None,
         )
         _say_quantization(classifier)
         if reference is not None:

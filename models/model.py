@@ -29,7 +29,7 @@ from utils.tracking import TRAINED
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from utils.onnx_scorer import FrontEnd
+    from utils.front_end import FrontEnd
 
 log = logging.getLogger(__name__)
 
@@ -305,7 +305,7 @@ class Model(ABC):
 
     def reference_columns(self) -> list[str]:
         """The columns of a reference set that do not depend on the features."""
-        return ["targets", *self.score_columns()]
+        return ["targets", *self.score_columns(), *REFERENCE_ENDS]
 
     # -- files ----------------------------------------------------------------------------
 
@@ -454,7 +454,8 @@ class Model(ABC):
                 f"with, to measure what it costs: {evidence.origin}. Make that dataset again, or "
                 "export without --quantize."
             )
-        from utils.onnx_scorer import OnnxScorer, front_end, open_session
+        from utils.front_end import front_end
+        from utils.onnx_scorer import OnnxScorer, open_session
 
         entry = self.write_graph(folder, opset)
         judge = Judge(self._score_all, self.hierarchy, self.tree, self.temperature)

@@ -22,6 +22,7 @@ from utils.errors import UserError
 from utils.hierarchy import Hierarchy
 from utils.metrics import evaluate
 from utils.paths import PROJECT_ROOT, Layout
+from utils.serving_monitor import rows_body
 
 ODD_TEXTS = ["", " ", "wash", "żółć 猫 🙂", "\x00\x01", "x" * 5000, "play kids plastic", "١٢٣ नमस्ते"]
 
@@ -244,6 +245,35 @@ def test_the_reference_set_has_its_columns(trained: Any, dataset: Dataset) -> No
     assert answers != table["targets"].to_pylist()  # else this would not tell them apart
     np.testing.assert_allclose(table["confidence"].to_numpy(), found.confidence, atol=1e-6)
     assert table["length"].to_pylist() == [len(text) for text in dataset.test.texts]
+
+
+def test_rows_for_the_monitor_are_those_of_the_reference_set(
+    trained: Any, dataset: Dataset, tmp_path: Path
+) -> None:
+    trained.export_classifier(tmp_path / "classifier", monitoring=True)
+    classifier = Classifier.load(tmp_path / "classifier")
+    assert classifier.service.monitoring
+    table = trained.gen_reference_set(dataset.test)
+    texts, scores = dataset.test.texts, trained.score_columns()
+    answers, observed = classifier.observe(texts)
+    names = [f"{row:032x}" for row in range(len(texts))]
+    rows = [(observed, row, name) for row, name in enumerate(names)]
+    body = json.loads(rows_body(rows, [json.dumps(label) for label in classifier.labels]))
+    sent = dict(zip(body["columns"], zip(*body["data"], strict=True), strict=True))
+    assert list(sent["targets"]) == table["predicted"].to_pylist()
+    assert list(sent["length"]) == table["length"].to_pylist()
+    assert list(sent["id"]) == names
+    features = [column for column in table.column_names if column.isdecimal()]
+    assert body["columns"] == ["targets", *features, "confidence", "length", "scores", "id"]
+    for column in (*features, "confidence"):
+        np.testing.assert_allclose(sent[column], table[column].to_numpy(), atol=1e-3)
+    for row, best in enumerate(sent["scores"]):
+        assert len(best) == min(5, len(scores))
+        wanted = [table[scores[code]][row].as_py() for code, _ in best]
+        np.testing.assert_allclose([prob for _, prob in best], wanted, atol=1e-3)
+    ends = [trained.hierarchy.child_counts[node] > 0 for node in trained.test(dataset.test).ends]
+    assert observed.stopped_early.tolist() == ends
+    assert answers == classifier.answer(texts)
 
 
 def test_classes_may_be_called_like_other_columns(name: str, layout: Layout, encoder: Path) -> None:

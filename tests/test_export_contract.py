@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,8 @@ from utils.classifier import Classifier
 from utils.data import Dataset
 from utils.errors import UserError
 from utils.files import read_json
-from utils.onnx_scorer import OnnxScorer, front_end, open_session
+from utils.front_end import front_end
+from utils.onnx_scorer import OnnxScorer, open_session
 from utils.parity import Evidence
 from utils.paths import PROJECT_ROOT, Layout
 
@@ -135,7 +137,7 @@ def test_the_manifest_is_complete_and_its_hashes_are_right(model: Model, exporte
         assert str(place) not in content
 
 
-@pytest.mark.parametrize("name", ["model.onnx", "hierarchy.json"])
+@pytest.mark.parametrize("name", ["model.onnx", "hierarchy.json", "service.json"])
 def test_a_file_that_was_changed_is_not_used(
     model: Model, name: str, tmp_path: Path, evidence: Evidence
 ) -> None:
@@ -148,6 +150,20 @@ def test_a_file_that_was_changed_is_not_used(
     (tmp_path / "export" / name).unlink()
     with pytest.raises(UserError, match=f"{name} is missing"):
         Classifier.load(tmp_path / "export")
+
+
+@pytest.mark.parametrize("monitoring", [False, True])
+def test_service_json_says_how_it_is_run(
+    model: Model, exported: Path, monitoring: bool, tmp_path: Path
+) -> None:
+    model.info |= {"dataset": "tiny", "checkpoint": "best_2026-01-01T00:00:00.pt"}
+    model.export_classifier(tmp_path / "export", monitoring=monitoring)
+    said = {"model": model.name, "dataset": "tiny", "checkpoint": model.info["checkpoint"]}
+    said |= {"runtime": "onnx", "monitoring": monitoring}
+    assert read_json(tmp_path / "export" / "service.json") == said
+    assert asdict(Classifier.load(tmp_path / "export").service) == said
+    assert not (exported / "service.json").exists()
+    assert Classifier.load(exported).service.monitoring is False
 
 
 def test_an_edited_manifest_is_one_line(model: Model, tmp_path: Path, evidence: Evidence) -> None:

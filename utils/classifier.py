@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from utils.decode import Floats, Predictions, Scorer, decode
+from utils.front_end import files_of
 from utils.hierarchy import Bools, Hierarchy, Ints
 from utils.manifest import ServiceInfo, check_files, read_manifest, read_service, understood
-from utils.onnx_scorer import OnnxScorer, files_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +115,7 @@ class Classifier:
             entry = manifest["scorer"]
             check_files(folder, manifest, ["hierarchy.json", *files_of(entry)])
             hierarchy = Hierarchy.load(folder / "hierarchy.json")
-            scorer = OnnxScorer.load(folder, entry)
+            scorer = _load_scorer(folder, entry)
             temperature, service = float(manifest["temperature"]), read_service(folder, manifest)
             found = cls(scorer, hierarchy, temperature, manifest, service)
             if not 0 < found.temperature < math.inf:
@@ -164,3 +164,10 @@ class Classifier:
             levels=tuple(zip(paths[0], levels, strict=False)),
             alternatives=tuple(zip(paths, probs, strict=True)),
         )
+
+
+def _load_scorer(folder: Path, entry: dict[str, Any]) -> Scorer:
+    """Open the scorer of a runtime; a bundle has the modules of its own runtime only."""
+    from utils.onnx_scorer import OnnxScorer
+
+    return OnnxScorer.load(folder, entry)

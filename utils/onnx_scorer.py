@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -12,6 +12,7 @@ import onnxruntime
 
 from utils.decode import Floats
 from utils.errors import UserError
+from utils.front_end import FrontEnd, front_end
 from utils.ragged import Rows, batches_of_cells
 
 MICRO_BATCH = 64
@@ -22,7 +23,6 @@ THREADS = "KTT_THREADS"
 LOG_ERRORS = 3
 
 Session: TypeAlias = onnxruntime.InferenceSession
-FrontEnd = Callable[[Sequence[str]], Rows]
 
 
 def thread_count() -> int:
@@ -53,31 +53,6 @@ def open_session(path: Path) -> Session:
         return Session(path, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # the runtime's exceptions share no public base
         raise UserError(f"{path} cannot be opened: {str(error).splitlines()[0]}") from error
-
-
-def front_end(folder: Path, entry: dict[str, Any]) -> FrontEnd:
-    """What stands before the graph: texts to rows of its input.
-
-    Parameters
-    ----------
-    entry
-        The manifest's `scorer`.
-    """
-    if "tokenizer" in entry:
-        from utils.tokenizer import TextTokenizer
-
-        definition = (folder / entry["tokenizer"]).read_text(encoding="utf-8")
-        return TextTokenizer(definition, int(entry["max_len"]), int(entry["pad_id"]))
-    if "vocabulary" in entry:
-        from utils.tfidf import TfidfFeatures
-
-        return TfidfFeatures.load(folder / entry["vocabulary"], entry["tfidf"]).rows
-    raise UserError(f"{folder}: its manifest names no front end. Export again.")
-
-
-def files_of(entry: dict[str, Any]) -> list[str]:
-    """Files that `OnnxScorer.load` reads."""
-    return [entry[key] for key in ("file", "tokenizer", "vocabulary") if key in entry]
 
 
 class OnnxScorer:

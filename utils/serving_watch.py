@@ -3,37 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol, TypeAlias
+from typing import Any, TypeAlias
 
 from utils.serving_log import log_failure
 from utils.serving_metrics import ServiceMetrics
+from utils.serving_monitor import Reporter, monitor_address
 
 Path: TypeAlias = tuple[str, ...]
 UNKNOWN = "unknown"
 
 
-class Reporter(Protocol):
-    """Takes what is meant for the monitor; it neither waits nor raises."""
-
-    def offer(self, observed: Any, ids: Sequence[str]) -> None:
-        """Take the rows of a batch; `ids` are those of its requests."""
-
-    def offer_feedback(self, request_id: str, path: Sequence[str]) -> None:
-        """Take the true path of an earlier request."""
-
-
 class Watch:
     """Watches a classifier in a server.
 
-    A classifier needs `answer(texts)`, no more. One with `observe(texts)`, `hierarchy` and
-    `manifest` is watched more closely.
+    A classifier needs `answer(texts)`, no more. One with `observe(texts)`, `hierarchy`, `manifest`
+    and `service` is watched more closely, and its rows are sent if its service is monitored.
+
+    Raises
+    ------
+    UserError
+        The monitor's address cannot be one.
     """
 
     def __init__(self, classifier: Any) -> None:
         self._classifier = classifier
         self.paths = paths_of(classifier)
         self.metrics = ServiceMetrics({path[0] for path in self.paths}, info_of(classifier))
-        self.reporter: Reporter | None = getattr(classifier, "reporter", None)
+        self.reporter = _reporter(classifier, self.metrics)
 
     def answer(self, texts: Sequence[str], names: Sequence[str]) -> list[Any]:
         """Answer a batch, whose requests have these ids, and note it."""
@@ -53,6 +49,13 @@ class Watch:
         self.metrics.answered(answers, early)
         if self.reporter is not None and observed is not None:
             self.reporter.offer(observed, names)
+
+
+def _reporter(classifier: Any, metrics: ServiceMetrics) -> Reporter | None:
+    """What sends rows to the monitor, if service.json says that there is one."""
+    if not getattr(getattr(classifier, "service", None), "monitoring", False):
+        return None
+    return Reporter(monitor_address(), classifier.labels, metrics)
 
 
 def paths_of(classifier: Any) -> frozenset[Path]:
