@@ -4,7 +4,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pytest
 
+from tests.test_serving_monitor import Monitor
+from utils.classifier import Observed
+from utils.errors import UserError
+from utils.manifest import ServiceInfo
 from utils.serving_metrics import ServiceMetrics
 from utils.serving_watch import Watch, info_of
 
@@ -62,41 +67,70 @@ def test_what_became_of_rows_is_counted() -> None:
     assert value(metrics, "ktt_monitor_queue_rows") == 3
 
 
-class _Observed:
-    """A classifier that can be observed, with somebody to report to."""
+class _Classifier:
+    """A classifier that can be observed."""
 
     manifest = {"model": "m", "dataset": "d", "info": {"checkpoint": "c"}}  # noqa: RUF012
+    labels = ("A", "B")
 
-    def __init__(self, fails: bool = False) -> None:
-        self.offered: list[Any] = []
-        self.fails = fails
-        self.reporter = SimpleNamespace(offer=self.offer)
+    def __init__(self, monitoring: bool = False) -> None:
+        about = {"model": "m", "dataset": "d", "checkpoint": "c", "runtime": "onnx"}
+        self.service = ServiceInfo(**about, monitoring=monitoring)
 
-    def observe(self, texts: list[str]) -> tuple[list[Any], Any]:
-        early = np.array([text == "early" for text in texts])
-        return [answer("A") for _ in texts], SimpleNamespace(stopped_early=early)
+    def observe(self, texts: list[str]) -> tuple[list[Any], Observed]:
+        rows = len(texts)
+        observed = Observed(
+            features=np.zeros((rows, 2), np.float32),
+            top=np.tile(np.array([1, 0], np.int32), (rows, 1)),
+            probs=np.full((rows, 2), 0.5, np.float32),
+            lengths=np.array([len(text) for text in texts], np.int32),
+            stopped_early=np.array([text == "early" for text in texts]),
+        )
+        return [answer("A") for _ in texts], observed
 
-    def offer(self, observed: Any, names: list[str]) -> None:
-        if self.fails:
-            raise RuntimeError("no")
-        self.offered.append((observed, names))
 
-
-def test_what_was_observed_is_offered_with_the_ids() -> None:
-    classifier = _Observed()
-    watch = Watch(classifier)
-    assert len(watch.answer(["a", "early"], ["1", "2"])) == 2
-    ((observed, names),) = classifier.offered
-    assert (len(observed.stopped_early), names) == (2, ["1", "2"])
+def test_what_was_observed_reaches_the_monitor_with_the_ids(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monitor = Monitor()
+    monkeypatch.setenv("EVIDENTLY_HOST", "127.0.0.1")
+    monkeypatch.setenv("EVIDENTLY_PORT", str(monitor.port))
+    watch = Watch(_Classifier(monitoring=True))
+    assert watch.reporter is not None
+    try:
+        assert len(watch.answer(["a", "early"], ["1", "2"])) == 2
+        watch.reporter.offer_feedback("1", ["A"])
+    finally:
+        watch.reporter.close()
+        monitor.stop()
+    assert [(row[0], row[-3], row[-1]) for row in monitor.rows] == [("B", 1, "1"), ("B", 5, "2")]
+    assert monitor.feedback == [{"request_id": "1", "path": ["A"]}]
+    assert value(watch.metrics, "ktt_monitor_rows_total", outcome="sent") == 2
+    assert value(watch.metrics, "ktt_monitor_feedback_total", outcome="sent") == 1
+    assert value(watch.metrics, "ktt_monitor_queue_rows") == 0
     assert value(watch.metrics, "ktt_stopped_early_total") == 1
 
 
-def test_answers_are_given_even_if_they_cannot_be_noted() -> None:
-    assert len(Watch(_Observed(fails=True)).answer(["a"], ["1"])) == 1
+def test_nothing_is_sent_unless_the_bundle_was_exported_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EVIDENTLY_PORT", "x")
+    watch = Watch(_Classifier())
+    assert watch.reporter is None
+    assert len(watch.answer(["a"], ["1"])) == 1
+    with pytest.raises(UserError, match="EVIDENTLY_PORT='x' is no port"):
+        Watch(_Classifier(monitoring=True))
+
+
+def test_answers_are_given_even_if_they_cannot_be_noted(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise RuntimeError("no")
+
+    watch = Watch(_Classifier())
+    monkeypatch.setattr(watch.metrics, "answered", fail)
+    assert len(watch.answer(["a"], ["1"])) == 1
 
 
 def test_what_is_served_is_told() -> None:
-    assert info_of(_Observed()) == {
+    assert info_of(_Classifier()) == {
         "model": "m",
         "dataset": "d",
         "checkpoint": "c",
