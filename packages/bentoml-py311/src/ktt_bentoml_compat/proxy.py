@@ -163,8 +163,10 @@ async def answer(request: web.Request, handler: Handler) -> web.StreamResponse:
         return line(400, "The request's headers are not UTF-8.")
     except TimeoutError:
         return line(504)
-    except ClientError:
+    except ClientError:  # of the server behind
         return line(503)
+    except ConnectionError:  # nobody is there to read it, but it is counted
+        return line(400)
     except Exception as error:
         where = "".join(traceback.format_tb(error.__traceback__))
         log.error("The proxy failed with %s:\n%s", type(error).__name__, where)
