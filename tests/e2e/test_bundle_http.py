@@ -256,13 +256,15 @@ def _until(condition: Callable[[], bool], seconds: float = 30) -> None:
 
 
 def test_a_killed_worker_comes_back_and_a_killed_server_ends_it_all(
-    bundle: Path, tmp_path: Path
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("KTT_CORES", "3")
     with served(bundle, "serve-gunicorn", BENTOML, tmp_path) as running:
         option = ["--port", str(running.port)]
         own = [p for p in psutil.process_iter() if p.cmdline()[-2:] == option]
         main = next(process for process in own if process.ppid() == os.getpid())
         (behind,) = (process for process in main.children() if process.children())
+        assert len(behind.children()) == 3
         worker = behind.children()[0].pid
         gauges = list((tmp_path / "prometheus_multiproc_dir").glob(f"gauge_live*_{worker}.db"))
         assert gauges
