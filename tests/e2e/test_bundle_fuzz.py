@@ -1,6 +1,7 @@
 """Nothing that is sent to a service makes it fail, hang or tell of its inside.
 
-On the toy service, behind its real servers; KTT_FUZZ_EXAMPLES says how many requests of each kind.
+On the toy service, behind its real servers, or on the first of KTT_BUNDLES. KTT_FUZZ_EXAMPLES says
+how many requests of each kind, and has them chosen anew.
 """
 
 import contextlib
@@ -24,7 +25,7 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 BENTOML = Path(os.environ.get("KTT_BENTOML") or Path(sys.executable).with_name("bentoml"))
-TOKEN = "a-token-that-nobody-guesses"
+BUNDLE = os.environ.get("KTT_BUNDLES", "").partition(":")[0]
 SECONDS = 20
 EXAMPLES = int(os.environ.get("KTT_FUZZ_EXAMPLES", "300"))
 
@@ -37,18 +38,21 @@ fuzz = settings(
 )
 
 
-@pytest.fixture(scope="module", params=["serve-gunicorn", "serve"])
-def server(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Server]:
-    folder = tmp_path_factory.mktemp("toy")
+def _toy(folder: Path) -> Path:
     (folder / "classifier").mkdir()
     (folder / "classifier" / "root.txt").write_text("Root", encoding="utf-8")
-    bundle = write_bundle(
+    return write_bundle(
         folder / "inference",
         service_file=ROOT / "tests" / "toy_service.py",
         classifier=folder / "classifier",
     )
+
+
+@pytest.fixture(scope="module", params=["serve-gunicorn", "serve"])
+def server(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Server]:
+    bundle = Path(BUNDLE).resolve() if BUNDLE else _toy(tmp_path_factory.mktemp("toy"))
     with served(bundle, request.param, BENTOML, tmp_path_factory.mktemp("home")) as running:
         yield running
 

@@ -108,11 +108,11 @@ def improve(service: type) -> None:
     members._batch_handler_template = _batch_handler_template
     members.request_dispatcher = _only_posts_in_batches(members.request_dispatcher)
     members.relay_handler = relay
-    web.RequestHandler.handle_error = _unreadable  # type: ignore[method-assign,assignment]
+    web.RequestHandler.handle_error = _unreadable  # type: ignore[method-assign]
 
 
 def _unreadable(
-    self: web.RequestHandler[Any],
+    self: web.RequestHandler,
     request: web.BaseRequest,
     status: int = 500,
     exc: BaseException | None = None,
@@ -143,7 +143,7 @@ def _front(meter: Meter) -> Any:
 def metrics() -> web.Response:
     """All processes' metrics; without the workers' help, which may be busy."""
     registry = CollectorRegistry()
-    multiprocess.MultiProcessCollector(registry)
+    multiprocess.MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
     return web.Response(
         body=generate_latest(registry), headers={"Content-Type": CONTENT_TYPE_PLAIN_0_0_4}
     )
