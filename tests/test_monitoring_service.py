@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 import math
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from flask.testing import FlaskClient
 from prometheus_client.parser import text_string_to_metric_families
@@ -22,6 +26,7 @@ from monitor_service import Monitor
 from monitor_tree import SetupError, Tree
 from monitor_window import NAME, NotKept
 from tests.monitoring import FEATURES, Traffic, body_of, hierarchy, scores_of, tree, write_folder
+from utils.paths import PROJECT_ROOT
 
 SETTINGS = {"window_size": 120, "min_reference_size": 40}
 SECRET = "zebrafish"
@@ -464,6 +469,7 @@ def test_a_full_disk_is_told_and_ends_by_itself(
         answer = client.post("/iterate", json=body)
         assert (answer.status_code, answer.mimetype) == (503, "text/plain")
         assert "disk is full" in answer.text
+        monitor.attempt()  # what is there can still be read
         assert client.get("/metrics").status_code == 200
         assert _one(client, "ktt_window_rows") == 50
         assert _one(client, "ktt_window_writable") == 0
@@ -549,6 +555,63 @@ def test_old_reference_sets_say_by_their_scores_what_was_answered(
     assert (setup.reference.classes == rows.classes).all()
     assert setup.reference.confidence == pytest.approx(rows.confidence)
     assert np.isnan(setup.reference.length).all()
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "message"),
+    [
+        ("0", [None] + [1.0] * 59, "no finite number"),
+        ("0", ["1"] * 60, "does not hold numbers"),
+        ("confidence", [2.0] * 60, "no probability"),
+        ("predicted", ["another"] * 60, "no class of"),
+        ("targets", [3] * 60, "no class of"),
+        ("more", [0.5] * 60, "belong together"),
+    ],
+)
+def test_a_wrong_reference_set_is_one_line_that_names_the_fix(
+    column: str, values: list[Any], message: str, tmp_path: Path, rng: np.random.Generator
+) -> None:
+    folder = write_folder(tmp_path, Traffic(tree()).draw(rng, 60))
+    table = pq.read_table(folder / "references.parquet")
+    if column in table.column_names:
+        table = table.set_column(table.column_names.index(column), column, pa.array(values))
+    else:
+        table = table.append_column(column, pa.array(values))
+        settings = json.loads((folder / "evidently.yaml").read_text())
+        del settings["prediction"]
+        (folder / "evidently.yaml").write_text(json.dumps(settings))
+    pq.write_table(table, folder / "references.parquet")
+    with pytest.raises(SetupError, match=message):
+        load_setup(folder)
+
+
+def test_lengths_may_be_missing(tmp_path: Path, rng: np.random.Generator) -> None:
+    folder = write_folder(tmp_path, Traffic(tree()).draw(rng, 60))
+    table = pq.read_table(folder / "references.parquet")
+    place = table.column_names.index("length")
+    lengths = pa.array([None, *range(59)], pa.int32())
+    pq.write_table(table.set_column(place, "length", lengths), folder / "references.parquet")
+    found = load_setup(folder).reference.length
+    assert np.isnan(found[0])
+    assert found[1:].tolist() == list(range(59))
+
+
+def test_the_service_does_without_pandas_and_evidently(folder: Path) -> None:
+    """They are large, and slow to import: only the report's own process has them."""
+    code = (
+        "import sys, pathlib; from monitor_app import create_app; import monitor_service;"
+        "app = create_app(pathlib.Path(sys.argv[1])); m = app.extensions['monitor']; m.calculate();"
+        "m.stop(); print(sorted({'pandas', 'evidently', 'scipy', 'sklearn'} & set(sys.modules)))"
+    )
+    source = PROJECT_ROOT / "templates" / "monitoring"
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(folder)],
+        cwd=source,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == "[]\n"
 
 
 def test_the_trees_of_model_and_monitor_are_the_same() -> None:

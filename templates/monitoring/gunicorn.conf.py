@@ -1,19 +1,35 @@
 """How gunicorn runs the monitor: one process, whose threads share the window."""
 
+import contextlib
 import os
+import socket
+import struct
 
+from gunicorn.http.message import Request
 from gunicorn.workers.gthread import TConn, ThreadWorker
 
 PATIENCE = 15  # seconds between two pieces of a request
 
 
 class Worker(ThreadWorker):
-    """Threads that do not wait for ever for a client that has stopped sending."""
+    """Threads that do not wait for ever for a client that has stopped sending or reading."""
 
     def enqueue_req(self, conn: TConn) -> None:
         """Hand a connection to a thread."""
-        conn.sock.settimeout(PATIENCE)
+        # The kernel's limit: gunicorn itself makes its sockets wait without one.
+        patience = struct.pack("ll", PATIENCE, 0)
+        conn.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, patience)
+        conn.sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, patience)
         super().enqueue_req(conn)
+
+    def handle_error(
+        self, req: Request | None, client: socket.socket, addr: object, exc: Exception
+    ) -> None:
+        """Answer what is no HTTP in one line, without gunicorn's page."""
+        status = "400 Bad Request" if req is None else "500 Internal Server Error"
+        head = f"HTTP/1.1 {status}\r\nConnection: close\r\nContent-Type: text/plain\r\n"
+        with contextlib.suppress(OSError):
+            client.sendall(f"{head}Content-Length: {len(status) + 1}\r\n\r\n{status}\n".encode())
 
 
 bind = f"0.0.0.0:{os.environ.get('KTT_MONITOR_PORT') or '5001'}"

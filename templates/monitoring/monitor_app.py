@@ -8,7 +8,12 @@ from pathlib import Path
 
 from flask import Flask, Response, request
 from prometheus_client import CONTENT_TYPE_LATEST
-from werkzeug.exceptions import HTTPException
+from werkzeug.exceptions import (
+    BadRequest,
+    HTTPException,
+    RequestEntityTooLarge,
+    RequestTimeout,
+)
 
 from monitor_reference import load_setup
 from monitor_report import Reports
@@ -58,14 +63,28 @@ def line(message: str, status: int = 200) -> Response:
     return Response(f"{message}\n", status, mimetype="text/plain")
 
 
+def _body() -> bytes:
+    try:
+        body = request.get_data(cache=False)
+        if len(body) >= MAX_BODY:  # one without a length is cut there, and not refused
+            raise RequestEntityTooLarge
+        return body
+    except HTTPException:
+        raise
+    except OSError:
+        raise RequestTimeout from None
+    except Exception as error:  # gunicorn's own, of a body that is no HTTP
+        raise BadRequest from error
+
+
 def _take(app: Flask, monitor: Monitor) -> None:
     @app.post("/iterate")
     def iterate() -> dict[str, int]:
-        return {"received": monitor.iterate(request.get_data(cache=False))}
+        return {"received": monitor.iterate(_body())}
 
     @app.post("/feedback")
     def feedback() -> dict[str, int]:
-        return monitor.feedback(request.get_data(cache=False))
+        return monitor.feedback(_body())
 
 
 def _tell(app: Flask, monitor: Monitor, reports: Reports) -> None:

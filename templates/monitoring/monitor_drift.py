@@ -1,9 +1,9 @@
 """How far live rows are from the reference, and how far is too far.
 
 Every signal is a function of sums over rows, so that thousands of resampled windows are a matrix
-product. What a distance may be by chance is learned from the reference: windows and references
-are drawn from it with replacement, whole rows at a time, so that signals stay as dependent on
-each other as they are and the reference's own error is part of it.
+product. What a distance may be by chance is learned from the reference: windows are drawn from it,
+whole rows at a time, so that signals stay as dependent on each other as they are, and with shares
+of the rows as uncertain as the reference is small, so that its own error is part of it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ FEATURE_BINS = 1024  # of all features together
 CLASS_BINS = 64
 MIN_BIN_ROWS = 5
 NODES = 50  # inner nodes looked into
-NODE_ROWS = 30  # that a full window should hold of a node that is looked into
+NODE_ROWS = 30  # that a window should hold of a node that is looked into
 RESAMPLES = 2_000
 CHUNK = 200  # resamples held at a time
 REFERENCE_ROWS = 5_000  # or four windows; more rows only cost time
@@ -82,6 +82,8 @@ class Signal:
         What is summed over rows; shape (rows, columns).
     distance
         What is made of a window's and a reference's sums.
+    least
+        Rows of the smallest window in which there is anything to see.
     """
 
     monitor: str
@@ -89,6 +91,7 @@ class Signal:
     name: str
     columns: Callable[[Rows], Sums]
     distance: Distance
+    least: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -263,7 +266,8 @@ def _within(tree: Tree, node: int, reference: Rows) -> Signal:
     level = int(tree.levels[node])
     inside = tree.ancestors[:, level] == node
     below = np.where(inside, tree.ancestors[:, min(level + 1, tree.depth - 1)], -1)
-    bins, count = _class_bins(tree, below, reference.take(inside[reference.classes]))
+    there = inside[reference.classes]
+    bins, count = _class_bins(tree, below, reference.take(there))
     codes = np.where(inside, bins, -1)
 
     def columns(rows: Rows) -> Sums:
@@ -276,6 +280,7 @@ def _within(tree: Tree, node: int, reference: Rows) -> Signal:
         name=f"within {tree.labels[node]}",
         columns=columns,
         distance=within_node,
+        least=int(np.ceil(NODE_ROWS / there.mean() - 1e-9)),
     )
 
 
@@ -323,10 +328,17 @@ def build_signals(tree: Tree, reference: Rows, settings: Settings) -> list[Signa
 # -- thresholds ---------------------------------------------------------------------------
 
 
-def _drawn(rng: np.random.Generator, resamples: int, rows: int, of: int) -> Sums:
-    """How often each of `of` rows is among `rows` drawn with replacement."""
-    picks = rng.integers(of, size=(resamples, rows)) + np.arange(resamples)[:, None] * of
-    counts = np.bincount(picks.ravel(), minlength=resamples * of)
+def _drawn(rng: np.random.Generator, shares: Floats, rows: int) -> Sums:
+    """How often each row is among `rows` drawn, per resample; `shares` (resamples, rows of it)."""
+    resamples, of = shares.shape
+    ends = np.cumsum(shares, axis=1)
+    ends /= ends[:, -1:]
+    picks = rng.random((resamples, rows))
+    found = [
+        np.searchsorted(own, pick, side="right") for own, pick in zip(ends, picks, strict=True)
+    ]
+    flat = np.minimum(np.stack(found), of - 1) + np.arange(resamples)[:, None] * of
+    counts = np.bincount(flat.ravel(), minlength=resamples * of)
     return counts.reshape(resamples, of).astype(np.float32)
 
 
@@ -341,18 +353,19 @@ def _distances(signals: Sequence[Signal], cuts: Ints, window: Sums, reference: S
 def _null_chunks(
     columns: Sums, signals: Sequence[Signal], cuts: Ints, sizes: Sequence[int], resamples: int
 ) -> Iterator[dict[int, Floats]]:
-    """Distances of resampled windows from resampled references: per size (chunk, signals)."""
+    """Distances of windows drawn like the reference from it: per size (chunk, signals)."""
     rng = np.random.default_rng(0)
-    rows = len(columns)
+    reference = columns.sum(axis=0, keepdims=True)
     for start in range(0, resamples, CHUNK):
-        count = min(CHUNK, resamples - start)
-        references = _drawn(rng, count, rows, rows) @ columns
-        window, held = np.zeros_like(references), 0
+        # What traffic may be like, given the reference: its rows, in shares as unsure as it is
+        # large (the Bayesian bootstrap, Rubin 1981).
+        shares = rng.standard_exponential((min(CHUNK, resamples - start), len(columns)))
+        window, held = np.zeros((len(shares), columns.shape[1]), dtype=np.float32), 0
         far = {}
         for size in sizes:  # each window holds the next smaller one
-            window += _drawn(rng, count, size - held, rows) @ columns
+            window = window + _drawn(rng, shares, size - held) @ columns
             held = size
-            far[size] = _distances(signals, cuts, window, references)
+            far[size] = _distances(signals, cuts, window, reference)
         yield far
 
 
@@ -418,9 +431,12 @@ class Detector:
         learned = {}
         for size in self.sizes:
             null = np.concatenate([chunk[size] for chunk in chunks])
+            hidden = np.array([signal.least > size for signal in self.signals])
+            null[:, hidden] = 0
             # Chance also explains a few rows of what the reference happens not to hold.
             floor = UNSEEN * (1 / size + 1 / self.rows)
-            learned[size] = np.maximum(thresholds(null, self.families, self.rate), floor)
+            found = np.maximum(thresholds(null, self.families, self.rate), floor)
+            learned[size] = np.where(hidden, np.inf, found)
         self._thresholds = learned
 
     def nothing(self) -> list[Finding]:
@@ -452,7 +468,7 @@ class Detector:
     def _finding(self, place: int, rows: Rows) -> Finding:
         signal = self.signals[place]
         size = max((size for size in self.sizes if size <= len(rows)), default=0)
-        if not size:
+        if not size or signal.least > size:
             return Finding(monitor=signal.monitor, family=signal.family, signal=signal.name)
         newest = rows.take(slice(len(rows) - size, None))
         sums = signal.columns(newest).sum(axis=0, keepdims=True)

@@ -14,6 +14,7 @@ from monitor_tree import Ints, SetupError, Tree
 from monitor_wire import Columns
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     from monitor_settings import Settings
@@ -105,10 +106,10 @@ def _feature_count(names: list[str], path: Path) -> int:
 
 
 def _classes(scores: list[str], names: list[str], tree: Tree, path: Path) -> tuple[int, ...]:
-    found = []
+    found, there = [], set(names)
     for name in scores:
         node = tree.class_of_column(name)
-        if name not in names or node is None:
+        if name not in there or node is None:
             raise SetupError(
                 f"{path}: score column {name!r} is not in it, or is no class of hierarchy.json. "
                 "Export again: reference set, evidently.yaml and hierarchy.json belong together."
@@ -122,15 +123,36 @@ def _classes(scores: list[str], names: list[str], tree: Tree, path: Path) -> tup
 def _table(file: pq.ParquetFile, names: list[str], path: Path) -> Floats:
     if not names:
         return np.zeros((file.metadata.num_rows, 0))
-    return np.stack([_numbers(file, name, path) for name in names], axis=1)
+    columns = file.read(columns=names).columns
+    return np.stack(
+        [_floats(column, name, path) for name, column in zip(names, columns, strict=True)], axis=1
+    )
 
 
 def _numbers(file: pq.ParquetFile, name: str, path: Path) -> Floats:
+    return _table(file, [name], path)[:, 0]
+
+
+def _floats(column: pa.ChunkedArray, name: str, path: Path) -> Floats:
+    import pyarrow as pa
+
     try:
-        column = file.read(columns=[name]).column(0)
-        return np.asarray(column.to_numpy(), dtype=np.float64)
+        if not (pa.types.is_floating(column.type) or pa.types.is_integer(column.type)):
+            raise TypeError(f"it holds {column.type}")
+        chunks = [_plain(chunk.cast(pa.float64())) for chunk in column.chunks]
     except (TypeError, ValueError) as error:
-        raise SetupError(f"{path}: column {name!r} does not hold numbers.") from error
+        raise SetupError(f"{path}: column {name!r} does not hold numbers: {error}.") from error
+    return np.concatenate([np.zeros(0), *chunks])
+
+
+def _plain(array: pa.Array) -> Floats:
+    """The values of an array of float64; NaN for null."""
+    if not len(array):
+        return np.zeros(0)
+    # Arrow's own way imports pandas, which the service has no other use for.
+    held = np.frombuffer(array.buffers()[1], dtype=np.float64, offset=8 * array.offset)
+    nulls = np.array(array.is_null().to_pylist(), dtype=bool) if array.null_count else False
+    return np.where(nulls, np.nan, held[: len(array)])
 
 
 def _labelled(file: pq.ParquetFile, name: str, tree: Tree, path: Path) -> Ints:
@@ -145,10 +167,12 @@ def _labelled(file: pq.ParquetFile, name: str, tree: Tree, path: Path) -> Ints:
 
 
 def _from_scores(file: pq.ParquetFile, scores: list[str], columns: Columns) -> tuple[Ints, Floats]:
+    import pyarrow as pa
+
     best, sure = [], []
     for batch in file.iter_batches(batch_size=SCORE_BATCH, columns=scores):
-        held = {name: np.asarray(batch.column(name)) for name in scores}
-        values = np.stack([held[name] for name in scores], axis=1).astype(np.float64)
+        held = {name: batch.column(name).cast(pa.float64()) for name in scores}
+        values = np.stack([_plain(held[name]) for name in scores], axis=1)
         best.append(values.argmax(axis=1))
         sure.append(values.max(axis=1))
     return np.array(columns.classes)[np.concatenate(best)], np.concatenate(sure)

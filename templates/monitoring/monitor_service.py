@@ -107,7 +107,7 @@ class Monitor:
         return {**answer, "unknown": unknown} if unknown else answer
 
     def _keeping(self, work: Callable[[], T]) -> T:
-        """Use the window, and remember whether it could be used."""
+        """Write to the window, and remember whether that could be done."""
         try:
             done = work()
         except NotKept as error:
@@ -162,7 +162,7 @@ class Monitor:
         """Compare the window with the reference and put the figures in place."""
         started = time.monotonic()
         self.detector.learn()
-        rows, labelled = self._keeping(lambda: (self.window.rows(), self.window.labelled()))
+        rows, labelled = self.window.rows(), self.window.labelled()
         self.metrics.snapshot = Snapshot(
             number=self.metrics.snapshot.number + 1,
             findings=tuple(self.detector.compare(rows)),
