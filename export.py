@@ -14,7 +14,7 @@ import click
 from models import MODELS
 from utils import cli
 from utils.errors import UserError, unknown
-from utils.manifest import OPSET, OPSETS, read_manifest
+from utils.manifest import OPSET, OPSETS, RUNTIMES, read_manifest
 from utils.paths import PROJECT_ROOT, Layout
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ class Options:
     time: str | None = None
     opset: int = OPSET
     quantize: str | None = None
+    runtime: str = RUNTIMES[0]
 
 
 def wanted_pairs(
@@ -192,6 +193,7 @@ def _export_bundle(
             options.opset,
             quantize=options.quantize,
             evidence=evidence,
+            runtime=options.runtime,
             monitoring=reference is not None,
         )
         _say_quantization(classifier)
@@ -258,6 +260,13 @@ EPILOG = """Examples:
     type=click.Choice(["int8"]),
     help="Write model.onnx in 8-bit integers, if validation rows show no harm.",
 )
+@click.option(
+    "--runtime",
+    type=click.Choice(RUNTIMES),
+    default=RUNTIMES[0],
+    show_default=True,
+    help="What runs a bundle's model. torch is for a GPU, and for encoder models.",
+)
 @click.option("-v", "--verbose", is_flag=True, help="Log what happens.")
 def main(
     models: list[str] | None, datasets: list[str] | None, best: bool, verbose: bool, **values: Any
@@ -267,6 +276,8 @@ def main(
     layout = Layout()
     values["bento"] = values["bento"] or values["monitoring"]
     values["onnx"] = values["onnx"] or not values["bento"]
+    if values["runtime"] != RUNTIMES[0] and not values["bento"]:
+        raise UserError(f"--runtime {values['runtime']} is of service bundles: add --bento.")
     export_all(layout, wanted_pairs(layout, models, datasets), Options(latest=not best, **values))
 
 

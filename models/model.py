@@ -21,7 +21,16 @@ from utils.errors import UserError
 from utils.files import atomic_dir, write_json
 from utils.hierarchy import Hierarchy, Ints
 from utils.manifest import FILE as MANIFEST
-from utils.manifest import FORMAT, OPSET, SERVICE, ServiceInfo, check_opset, hashes, versions
+from utils.manifest import (
+    FORMAT,
+    OPSET,
+    RUNTIMES,
+    SERVICE,
+    ServiceInfo,
+    check_opset,
+    hashes,
+    versions,
+)
 from utils.metrics import evaluate
 from utils.parity import NOTHING, Evidence, Judge
 from utils.tracking import TRAINED
@@ -29,7 +38,7 @@ from utils.tracking import TRAINED
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from utils.front_end import FrontEnd
+    from utils.scorers import FrontEnd
 
 log = logging.getLogger(__name__)
 
@@ -168,6 +177,24 @@ class Model(ABC):
         dict
             The manifest's `scorer`: `file`, what the front end needs, and `stages`.
         """
+
+    def write_script(self, folder: Path) -> dict[str, Any]:
+        """Write model.torchscript and what stands before it, for `utils.torch_scorer.TorchScorer`.
+
+        Returns
+        -------
+        dict
+            The manifest's `scorer`.
+
+        Raises
+        ------
+        UserError
+            The model has none.
+        """
+        raise UserError(
+            f"{self.name} has no --runtime torch: it is no neural network, and a GPU would gain it "
+            "nothing. Export it without --runtime."
+        )
 
     @abstractmethod
     def write_parts(self, folder: Path, opset: int) -> tuple[str, ...]:
@@ -421,6 +448,7 @@ class Model(ABC):
         *,
         quantize: str | None = None,
         evidence: Evidence = NOTHING,
+        runtime: str = RUNTIMES[0],
         monitoring: bool = False,
     ) -> None:
         """Write the same without the parts: what `utils.classifier` and services run.
@@ -429,21 +457,50 @@ class Model(ABC):
         ----------
         opset, quantize, evidence
             As for `export_onnx`.
+        runtime
+            ``"torch"`` for a TorchScript in place of the graph.
         monitoring
             Whether a service sends what monitoring needs.
         """
         check_opset(opset)
-        with atomic_dir(folder) as temporary:
-            write_json(temporary / SERVICE, asdict(self._service(monitoring)))
-            self._write_export(temporary, opset, quantize, evidence, parts=False)
-
-    def _service(self, monitoring: bool) -> ServiceInfo:
-        return ServiceInfo(
+        service = ServiceInfo(
             model=self.name,
             dataset=self.info.get("dataset", ""),
             checkpoint=self.info.get("checkpoint", ""),
+            runtime=runtime,
             monitoring=monitoring,
         )
+        with atomic_dir(folder) as temporary:
+            write_json(temporary / SERVICE, asdict(service))
+            if runtime == "torch":
+                self._write_torch(temporary, opset, quantize, evidence)
+            else:
+                self._write_export(temporary, opset, quantize, evidence, parts=False)
+
+    def _write_torch(
+        self, folder: Path, opset: int, quantize: str | None, evidence: Evidence
+    ) -> None:
+        if quantize:
+            raise UserError(
+                f"--quantize {quantize} is of ONNX graphs: leave it or --runtime torch out."
+            )
+        entry = self.write_script(folder)
+        from utils.torch_scorer import TorchScorer
+
+        judge = Judge(self._score_all, self.hierarchy, self.tree, self.temperature)
+        texts, name = evidence.texts(self.words()), entry["file"]
+        figures = judge.equal(name, TorchScorer.load(folder, entry, half=False), texts)
+        parity: dict[str, Any] = {"origin": evidence.origin, name: figures}
+        if evidence.rows is not None:
+            half = TorchScorer.load(folder, entry, half=True)
+            try:
+                parity[f"{name} in 16 bits"] = judge.close(
+                    f"{name} in 16 bits", half, evidence.rows
+                )
+                entry["half"] = True
+            except UserError as error:
+                log.info("%s", error.message)
+        self._write_description(folder, opset, entry, parity, None)
 
     def _write_export(
         self, folder: Path, opset: int, quantize: str | None, evidence: Evidence, *, parts: bool
@@ -454,8 +511,8 @@ class Model(ABC):
                 f"with, to measure what it costs: {evidence.origin}. Make that dataset again, or "
                 "export without --quantize."
             )
-        from utils.front_end import front_end
         from utils.onnx_scorer import OnnxScorer, open_session
+        from utils.scorers import front_end
 
         entry = self.write_graph(folder, opset)
         judge = Judge(self._score_all, self.hierarchy, self.tree, self.temperature)

@@ -496,17 +496,29 @@ class PyTorchModel(Model):
 
     def write_graph(self, folder: Path, opset: int) -> dict[str, Any]:
         """Write model.onnx and tokenizer.json."""
-        network, spec = self.network.cpu().eval(), self.network.encoder.spec
+        network = self.network.cpu().eval()
         onnx_export.export_whole(network, folder / "model.onnx", opset)
-        (folder / "tokenizer.json").write_text(self.tokenizer.to_json(), encoding="utf-8")
         self.network.to(best_device())
+        return {"kind": "onnx", "file": "model.onnx", **self._write_front(folder)}
+
+    def write_script(self, folder: Path) -> dict[str, Any]:
+        """Write model.torchscript and tokenizer.json."""
+        from utils.torch_export import export_script
+
+        network = self.network.cpu().eval()
+        export_script(network, folder / "model.torchscript")
+        self.network.to(best_device())
+        widths = [part.shape[1] for part in self._score(self._features(self.tokenizer([""])))]
+        entry = {"kind": "torch", "file": "model.torchscript", "widths": widths}
+        return {**entry, **self._write_front(folder)}
+
+    def _write_front(self, folder: Path) -> dict[str, Any]:
+        (folder / "tokenizer.json").write_text(self.tokenizer.to_json(), encoding="utf-8")
         return {
-            "kind": "onnx",
-            "file": "model.onnx",
             "tokenizer": "tokenizer.json",
             "max_len": self.config.max_len,
-            "pad_id": spec.pad_id,
-            "pooling": spec.pooling,
+            "pad_id": self.network.encoder.spec.pad_id,
+            "pooling": self.network.encoder.spec.pooling,
             "stages": {
                 "outside": "texts → input_ids, attention_mask (tokenizer.json, cut at max_len)",
                 "inside": "input_ids, attention_mask → scores, features",

@@ -74,11 +74,41 @@ def test_each_bundle_has_its_own_requirements(tmp_path: Path) -> None:
     assert "tokenizers" not in pins["scipy"]
 
 
+def test_a_bundle_of_the_torch_runtime_has_torch_instead_of_onnxruntime(tmp_path: Path) -> None:
+    service = tmp_path / "service" / "toy_service.py"
+    service.parent.mkdir()
+    service.write_text(TOY.read_text(encoding="utf-8"), encoding="utf-8")
+    service.with_name("requirements.txt").write_text("numpy\nonnxruntime\ntokenizers\n")
+    (tmp_path / "classifier").mkdir()
+    (tmp_path / "classifier" / "root.txt").write_text("Root", encoding="utf-8")
+    found = {}
+    for runtime in ("onnx", "torch"):
+        (tmp_path / "classifier" / "service.json").write_text(f'{{"runtime": "{runtime}"}}')
+        folder = write_bundle(
+            tmp_path / runtime, service_file=service, classifier=tmp_path / "classifier"
+        )
+        lines = (folder / "requirements.txt").read_text(encoding="utf-8").splitlines()
+        modules = {path.stem for path in (folder / "ToyService" / "utils").glob("*_scorer.py")}
+        found[runtime] = {line.partition("==")[0] for line in lines}, modules
+    assert {"onnxruntime", "tokenizers"} <= found["onnx"][0]
+    assert "torch" not in found["onnx"][0]
+    assert found["onnx"][1] == {"onnx_scorer"}
+    assert {"torch", "tokenizers"} <= found["torch"][0]
+    assert "onnxruntime" not in found["torch"][0]
+    assert found["torch"][1] == {"torch_scorer"}
+
+
 def test_its_code_is_what_the_service_imports_and_needs_no_training_code(bundle: Path) -> None:
     code = bundle / "ToyService"
     inside = {str(path.relative_to(code)) for path in code.rglob("*.py")}
-    needed = {name.replace(".", "/") for name in local_modules(TOY)}
-    assert {"utils/serving", "utils/serving_text", "utils/classifier"} <= needed
+    modules = local_modules(TOY, leave_out=["utils.torch_scorer"])
+    needed = {name.replace(".", "/") for name in modules}
+    assert {
+        "utils/serving",
+        "utils/serving_text",
+        "utils/classifier",
+        "utils/onnx_scorer",
+    } <= needed
     assert inside == {f"{name}.py" for name in needed if name != "utils"} | {
         "__init__.py",
         "utils/__init__.py",

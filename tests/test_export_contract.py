@@ -24,10 +24,10 @@ from utils.classifier import Classifier
 from utils.data import Dataset
 from utils.errors import UserError
 from utils.files import read_json
-from utils.front_end import front_end
 from utils.onnx_scorer import OnnxScorer, open_session
 from utils.parity import Evidence
 from utils.paths import PROJECT_ROOT, Layout
+from utils.scorers import front_end
 
 TEXTS = [*ODD_TEXTS, "\ud83d", "wash " * 2000, *tiny_rows(30, seed=3)[0]]
 

@@ -18,7 +18,7 @@ import sys
 import tempfile
 import warnings
 import zipfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path
@@ -26,7 +26,8 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from utils.errors import UserError
-from utils.files import atomic_dir
+from utils.files import atomic_dir, read_json
+from utils.manifest import RUNTIMES, SERVICE
 from utils.paths import PROJECT_ROOT
 
 if TYPE_CHECKING:
@@ -36,6 +37,11 @@ if TYPE_CHECKING:
 
 COMPAT = "ktt-bentoml-compat"
 _INSTALL_COMPAT = "pip install ./packages/bentoml-py311"
+_RUNTIMES = {
+    "onnx": ("utils.onnx_scorer", "onnxruntime"),
+    "torch": ("utils.torch_scorer", "torch"),
+}
+"""Module and requirement of each; what service files require is for ONNX Runtime."""
 _INSTALLER_FILES = frozenset({"INSTALLER", "REQUESTED", "RECORD", "direct_url.json"})
 _README = """
 
@@ -63,7 +69,8 @@ def write_bundle(
         A model's `svc_lts.py`, with one subclass of `TextClassifierService`. The file
         `requirements.txt` beside it names what the service imports besides bentoml.
     classifier
-        A folder for `Classifier.load`, copied.
+        A folder for `Classifier.load`, copied. Its service.json, if it has one, names the runtime:
+        the bundle has that one alone.
     version
         Of the service, as `/metadata` and the metrics show it; default: time and chance.
 
@@ -77,7 +84,8 @@ def write_bundle(
     UserError
         A requirement is not installed, or in another version; the folder cannot be written.
     """
-    requirements = pinned(_read_requirements(service_file.with_name("requirements.txt")))
+    runtime = _runtime_of(classifier)
+    requirements = pinned(_requirements(service_file.with_name("requirements.txt"), runtime))
     with _quiet_bentoml(), atomic_dir(folder) as temporary:
         with _imported(service_file) as module:
             service_class = _service_class(module, service_file)
@@ -89,11 +97,17 @@ def write_bundle(
             service._env = copy.deepcopy(service.env)
             service.env._requirements_txt_file = str(pins)
             service.save_to_dir(str(temporary), version=version)
-        _complete(temporary, temporary / service.name, service_file)
+        _complete(temporary, temporary / service.name, service_file, runtime)
     return folder
 
 
-def _complete(bundle: Path, code: Path, service_file: Path) -> None:
+def _runtime_of(classifier: Path) -> str:
+    file = classifier / SERVICE
+    runtime = read_json(file)["runtime"] if file.is_file() else RUNTIMES[0]
+    return str(runtime)
+
+
+def _complete(bundle: Path, code: Path, service_file: Path, runtime: str) -> None:
     """Add what BentoML leaves out and take away what harms.
 
     Its own search for modules finds none in a project whose folder is named lib… or python…, and
@@ -101,7 +115,8 @@ def _complete(bundle: Path, code: Path, service_file: Path) -> None:
     """
     for stray in (code / "artifacts").rglob("__init__.py"):
         stray.unlink()
-    modules = local_modules(service_file)
+    others = [module for name, (module, _) in _RUNTIMES.items() if name != runtime]
+    modules = local_modules(service_file, leave_out=others)
     for package in {name.partition(".")[0] for name in modules}:
         shutil.rmtree(code / package, ignore_errors=True)
     for file in modules.values():
@@ -160,10 +175,12 @@ def _service_class(module: ModuleType, file: Path) -> type[TextClassifierService
     return found[0]
 
 
-def local_modules(file: Path, root: Path = PROJECT_ROOT) -> dict[str, Path]:
+def local_modules(
+    file: Path, root: Path = PROJECT_ROOT, leave_out: Collection[str] = ()
+) -> dict[str, Path]:
     """The project's modules that a file imports, directly or through one another.
 
-    Imports inside functions count, and those for type checking only do not.
+    Imports inside functions count, those for type checking only and of `leave_out` do not.
     """
     found: dict[str, Path] = {}
     queue = [file]
@@ -173,7 +190,7 @@ def local_modules(file: Path, root: Path = PROJECT_ROOT) -> dict[str, Path]:
             for end in range(1, len(parts) + 1):
                 module = _module_file(root, parts[:end])
                 dotted = ".".join(parts[:end])
-                if module is not None and dotted not in found:
+                if module is not None and dotted not in found and dotted not in leave_out:
                     found[dotted] = module
                     queue.append(module)
     return found
@@ -201,10 +218,11 @@ def _imported_names(tree: ast.AST) -> Iterator[str]:
 # -- its requirements -----------------------------------------------------------------------
 
 
-def _read_requirements(file: Path) -> list[str]:
+def _requirements(file: Path, runtime: str) -> list[str]:
     lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
     bare = (line.partition("#")[0].strip() for line in lines)
-    return [line for line in bare if line]
+    usual, own = _RUNTIMES[RUNTIMES[0]][1], _RUNTIMES[runtime][1]
+    return [own if line == usual else line for line in bare if line]
 
 
 def pinned(requirements: Iterable[str]) -> list[str]:

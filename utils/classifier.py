@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from utils.decode import Floats, Predictions, Scorer, decode
-from utils.front_end import files_of
 from utils.hierarchy import Bools, Hierarchy, Ints
 from utils.manifest import ServiceInfo, check_files, read_manifest, read_service, understood
+from utils.scorers import files_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,7 +167,11 @@ class Classifier:
 
 
 def _load_scorer(folder: Path, entry: dict[str, Any]) -> Scorer:
-    """Open the scorer of a runtime; a bundle has the modules of its own runtime only."""
+    """Open the scorer of a runtime; a bundle has the module of its own runtime only."""
+    if entry["kind"] == "torch":
+        from utils.torch_scorer import TorchScorer
+
+        return TorchScorer.load(folder, entry)
     from utils.onnx_scorer import OnnxScorer
 
     return OnnxScorer.load(folder, entry)

@@ -28,7 +28,7 @@ def export_whole(network: nn.Module, path: Path, opset: int) -> None:
         Has an `encoder` with a `transformer`; on the CPU, in eval mode.
     """
     inputs = dict.fromkeys(("input_ids", "attention_mask"), TOKEN_AXES)
-    _export(network, _sample(network), path, inputs, ("scores", "features"), opset)
+    _export(network, sample(network), path, inputs, ("scores", "features"), opset)
 
 
 def export_parts(
@@ -36,15 +36,15 @@ def export_parts(
 ) -> None:
     """Write the encoder, (input_ids, attention_mask) → encoded, and the classifier over it."""
     inputs = dict.fromkeys(("input_ids", "attention_mask"), TOKEN_AXES)
-    _export(encoder, _sample(encoder), encoder_path, inputs, ("encoded",), opset)
+    _export(encoder, sample(encoder), encoder_path, inputs, ("encoded",), opset)
     with torch.inference_mode():
-        encoded = encoder(*_sample(encoder)).clone()
+        encoded = encoder(*sample(encoder)).clone()
     _export(
         scoring, (encoded,), scoring_path, {"encoded": {0: "batch"}}, ("scores", "features"), opset
     )
 
 
-def _sample(module: nn.Module, batch: int = 7, tokens: int = 16) -> tuple[Tensor, Tensor]:
+def sample(module: nn.Module, batch: int = 7, tokens: int = 16) -> tuple[Tensor, Tensor]:
     """Token ids at random with masks of unequal length, to trace with."""
     encoder: Any = getattr(module, "encoder", module)
     vocabulary = encoder.transformer.config.vocab_size

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -12,27 +11,16 @@ import onnxruntime
 
 from utils.decode import Floats
 from utils.errors import UserError
-from utils.front_end import FrontEnd, front_end
 from utils.ragged import Rows, batches_of_cells
+from utils.scorers import FrontEnd, front_end, thread_count
 
 MICRO_BATCH = 64
 BATCH_CELLS = 768
 """Texts are scored in batches of at most so many rows and cells: tokens, or TF-IDF features. Short
 texts gain from neighbours, long ones from fitting the caches."""
-THREADS = "KTT_THREADS"
 LOG_ERRORS = 3
 
 Session: TypeAlias = onnxruntime.InferenceSession
-
-
-def thread_count() -> int:
-    """Threads per graph: what ``KTT_THREADS`` says, else the cores this process may use."""
-    given = os.environ.get(THREADS, "")
-    if given:
-        if not given.isdecimal() or int(given) < 1:
-            raise UserError(f"{THREADS}={given!r} is no number of threads. Give 1 or more.")
-        return int(given)
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
 
 
 def open_session(path: Path) -> Session:

@@ -1,7 +1,8 @@
-"""What stands before a scorer of any runtime: texts to rows."""
+"""What scorers of any runtime have in common: the way from texts to rows, and threads."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,17 @@ from utils.errors import UserError
 from utils.ragged import Rows
 
 FrontEnd = Callable[[Sequence[str]], Rows]
+THREADS = "KTT_THREADS"
+
+
+def thread_count() -> int:
+    """Threads per graph: what ``KTT_THREADS`` says, else the cores this process may use."""
+    given = os.environ.get(THREADS, "")
+    if given:
+        if not given.isdecimal() or int(given) < 1:
+            raise UserError(f"{THREADS}={given!r} is no number of threads. Give 1 or more.")
+        return int(given)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
 
 
 def front_end(folder: Path, entry: dict[str, Any]) -> FrontEnd:
