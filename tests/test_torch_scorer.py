@@ -81,10 +81,12 @@ def test_its_folder_says_what_it_is(folders: dict[str, Path]) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.load:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.load:DeprecationWarning")
 def test_no_device_is_fixed_in_the_script(folders: dict[str, Path]) -> None:
     """A trace writes down where tensors are made; numbers alone may stand on the CPU."""
     script: Any = torch.jit.load(str(folders["torch"] / "model.torchscript"))
-    constants = [node.output() for node in script.inlined_graph.findAllNodes("prim::Constant")]
+    graph = script.inlined_graph
+    constants = [node.output() for node in graph.findAllNodes("prim::Constant")]
     assert "DeviceObjType" not in {value.type().kind() for value in constants}
     tensors = [value.toIValue() for value in constants if value.type().kind() == "TensorType"]
     assert all(tensor.dim() == 0 for tensor in tensors)
