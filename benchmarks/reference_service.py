@@ -47,10 +47,12 @@ class CheckpointArtifact(FolderArtifact):
         """Rebuild the model."""
         from models.db_bhcn.db_bhcn import DB_BHCN
         from utils.classifier import Classifier
+        from utils.manifest import ServiceInfo
 
         (path,) = folder.glob("*.pt")
         model = DB_BHCN.from_checkpoint(path)
-        return Classifier(Padded(model), model.hierarchy, model.temperature, {})
+        about = ServiceInfo(model=DB_BHCN.name, dataset="", checkpoint=path.name, runtime="torch")
+        return Classifier(Padded(model), model.hierarchy, model.temperature, {}, about)
 
 
 @bentoml.artifacts([CheckpointArtifact("classifier")])

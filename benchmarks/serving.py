@@ -8,6 +8,9 @@ serve-gunicorn` does: that bundle, and the one of reference_service.py (PyTorch,
 text to `max_len`). They are loaded by turns, one at a time, from this process, on the same machine:
 what the load generator takes, both lack. The texts are the dataset's test split.
 
+With `--monitor-python` (of an environment made from templates/monitoring/requirements.txt) a third
+one is the bundle as exported with `--monitoring`, and its monitoring service runs beside it.
+
 The runtime's own limit: the same graph on texts that are tokenised and lie in batches sorted by
 length, in one process that has all cores.
 """
@@ -82,15 +85,15 @@ def middle(turns: Sequence[Measured]) -> Measured:
 # -- the two bundles ------------------------------------------------------------------------
 
 
-def export(root: Path, dataset: str, quantize: str | None) -> Path:
+def export(root: Path, dataset: str, *options: str) -> Path:
     """Export the trained model into a root of its own; the bundle's folder."""
     from utils.paths import Layout
 
+    root.mkdir()
     known = Layout()
     for name in ("weights", "datasets"):
         (root / name).symlink_to(known.root / name)
-    words = [str(ROOT / "export.py"), "-m", MODEL, "-d", dataset, "--bento"]
-    words += ["--quantize", quantize] if quantize else []
+    words = [str(ROOT / "export.py"), "-m", MODEL, "-d", dataset, *options]
     subprocess.run([sys.executable, *words], env=os.environ | {"KTT_ROOT": str(root)}, check=True)
     return Layout(root).bundle(MODEL, dataset) / "inference"
 
@@ -113,6 +116,35 @@ def running(bundle: Path, home: Path) -> Iterator[Any]:
 
     with served(bundle, "serve-gunicorn", BENTOML, home) as server:
         yield server
+
+
+@contextlib.contextmanager
+def monitored(bundle: Path, home: Path, python: Path) -> Iterator[Any]:
+    """A server of the bundle with its monitoring service beside it."""
+    from utils.server import free_port
+
+    port = str(free_port())
+    home.mkdir()
+    os.environ["EVIDENTLY_PORT"] = port
+    with (home / "monitor.log").open("wb") as log:
+        process = subprocess.Popen(
+            [python, "-m", "gunicorn", "-c", "gunicorn.conf.py", "monitoring:app"],
+            cwd=bundle.parent / "monitoring", stdout=log, stderr=log,
+            env=os.environ | {"KTT_MONITOR_PORT": port, "KTT_MONITOR_DATA": str(home / "data")},
+        )  # fmt: skip
+    try:
+        with running(bundle, home) as server:
+            yield server
+            print(f"\nTo the monitor: {', '.join(rows_of(server))}")
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def rows_of(server: Any) -> list[str]:
+    """What its metrics say about rows for the monitor."""
+    lines = server.get("/metrics").text.splitlines()
+    return [line for line in lines if line.startswith("ktt_monitor_rows_total")]
 
 
 # -- what is printed ------------------------------------------------------------------------
@@ -169,7 +201,15 @@ def show(connections: int, found: dict[str, Measured]) -> None:
 @click.option("--seconds", default=8.0, show_default=True, help="Of a turn.")
 @click.option("--rounds", default=3, show_default=True)
 @click.option("--connections", default="1,8,32,128", show_default=True)
-def main(dataset: str, quantize: str, seconds: float, rounds: int, connections: str) -> None:
+@click.option("--monitor-python", type=click.Path(path_type=Path, exists=True))
+def main(
+    dataset: str,
+    quantize: str,
+    seconds: float,
+    rounds: int,
+    connections: str,
+    monitor_python: Path | None,
+) -> None:
     """Load both servers and print the figures."""
     from utils.checkpoints import find_checkpoint
     from utils.data import load_dataset
@@ -179,28 +219,43 @@ def main(dataset: str, quantize: str, seconds: float, rounds: int, connections: 
     checkpoint = find_checkpoint(Layout(), MODEL, dataset)
     with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
         root = Path(name)
-        bundle = export(root, dataset, quantize if quantize != "none" else None)
+        bits = ("--quantize", quantize) if quantize != "none" else ()
+        bundle = export(root / "plain", dataset, "--bento", *bits)
         reference = reference_bundle(root, checkpoint)
         servers = {
             "ktt": stack.enter_context(running(bundle, root / "home-ktt")),
             "reference": stack.enter_context(running(reference, root / "home-reference")),
         }
-        equal = equal_answers(list(servers.values()), texts[:1000])
+        if monitor_python:
+            watched = export(root / "watched", dataset, "--monitoring", *bits)
+            place = root / "home-watched"
+            server = stack.enter_context(monitored(watched, place, monitor_python.absolute()))
+            servers["ktt, monitored"] = server
+        equal = equal_answers([servers["ktt"], servers["reference"]], texts[:1000])
         length = sum(map(len, texts)) / len(texts)
         print(f"\n{MODEL} · {dataset}: texts of {length:.0f} characters, {os.cpu_count()} cores\n")
         print("| connections | service | requests/s | p50 ms | p99 ms |\n|---|---|---|---|---|")
-        ratio, ours = 0.0, None
+        at_32: dict[str, Measured] = {}
         for count in map(int, connections.split(",")):
             both = by_turns(servers, texts, count, seconds, rounds)
             show(count, both)
             if count == 32:
-                ours, ratio = both["ktt"], both["ktt"].rate / both["reference"].rate
+                at_32 = both
         limit = runtime_alone(bundle, texts, rounds)
         print(f"\nAnswers equal: {equal:.2%} (wanted: {WANTED_EQUAL:.0%})")
-        if ours is not None:
-            print(f"At 32 connections {ratio:.1f} × the reference (wanted: {WANTED_RATIO:.0f} ×)")
-            share = ours.rate / limit
-            print(f"ONNX Runtime alone: {limit:,.0f} rows/s; the service has {share:.0%} of it")
+        if at_32:
+            conclude(at_32, limit)
+
+
+def conclude(found: dict[str, Measured], limit: float) -> None:
+    """Print the ratios at 32 connections."""
+    rate = found["ktt"].rate
+    ratio = rate / found["reference"].rate
+    print(f"At 32 connections {ratio:.1f} × the reference (wanted: {WANTED_RATIO:.0f} ×)")
+    print(f"ONNX Runtime alone: {limit:,.0f} rows/s; the service has {rate / limit:.0%} of it")
+    if "ktt, monitored" in found:
+        cost = 1 - found["ktt, monitored"].rate / rate
+        print(f"Monitoring costs {cost:.1%} of the throughput (wanted: at most 5%)")
 
 
 if __name__ == "__main__":
