@@ -41,7 +41,7 @@ def _number(variable: str) -> int | None:
     if not given:
         return None
     if not (given.isascii() and given.isdecimal() and 0 < int(given[:6]) < 100_000):
-        raise ValueError(f"{variable}={given!r} is no number of them. Give 1 or more.")
+        raise ValueError(f"{variable}={given!r} is no whole number from 1.")
     return int(given)
 
 
