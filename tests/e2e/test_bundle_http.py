@@ -263,8 +263,8 @@ def test_a_killed_worker_comes_back_and_a_killed_server_ends_it_all(
     monkeypatch.setenv("KTT_CORES", "3")
     with served(bundle, "serve-gunicorn", BENTOML, tmp_path) as running:
         option = ["--port", str(running.port)]
-        own = [p for p in psutil.process_iter() if p.cmdline()[-2:] == option]
-        main = next(process for process in own if process.ppid() == os.getpid())
+        own = psutil.Process().children()
+        main = next(process for process in own if process.cmdline()[-2:] == option)
         (behind,) = (process for process in main.children() if process.children())
         assert len(behind.children()) == 3
         worker = behind.children()[0].pid
