@@ -206,7 +206,7 @@ def test_a_torch_bundle_has_a_service_for_a_gpu_and_needs_none(tmp_path: Path) -
     assert "deploy" not in services["inference"]
     assert "profiles" not in services["inference"]
     published = [port for service in services.values() for port in service["ports"]]
-    defaults = [re.findall(r":-(\d+)}:", port) for port in published]
+    defaults = [re.findall(r":-(\d+)}:\d+$", port) for port in published]
     assert len({port for (port,) in defaults}) == len(services)
     config = yaml.safe_load((tmp_path / "prometheus" / "prometheus.yaml").read_text())
     jobs = {

@@ -129,10 +129,8 @@ def _complete(bundle: Path, code: Path, service_file: Path, runtime: str) -> Non
     # the init script reads "3.1" from it and would have conda install that
     (bundle / "python_version").unlink()
     (bundle / "docs.json").unlink()  # of BentoML's making; the service has a better one
-    dockerfile = bundle / "Dockerfile"
-    base, _, rest = dockerfile.read_text(encoding="utf-8").partition("\n")
-    settings = "ENV BENTOML_DO_NOT_TRACK=True PIP_ROOT_USER_ACTION=ignore PYTHONUNBUFFERED=1"
-    dockerfile.write_text(f"{base}\n{settings}\n{rest}", encoding="utf-8")
+    for name in ("Dockerfile", ".dockerignore"):
+        shutil.copyfile(PROJECT_ROOT / "templates" / "bundle" / name, bundle / name)
     with (bundle / "README.md").open("a", encoding="utf-8") as readme:
         readme.write(_README)
 

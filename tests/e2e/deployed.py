@@ -1,0 +1,400 @@
+"""Runs an exported system, and lets a test stop, kill, freeze and ask its parts.
+
+With containers: those of a Docker daemon or, without one, of the script in
+``KTT_CONTAINER_ENGINE`` (by default ``../shared/containers/engine.sh``, if there is one).
+Otherwise the same programs run as processes: the bundle in the environment of ``KTT_BENTOML``
+(by default this one), the monitoring service in that of ``KTT_MONITOR_PYTHON`` (by default one
+made from its requirements), and an installed Prometheus.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import http.client
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import urllib.parse
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from utils.paths import PROJECT_ROOT
+from utils.server import Reply, free_port
+
+SERVICES = ("inference", "monitoring", "prometheus")
+READY = {"inference": "/readyz", "monitoring": "/healthz", "prometheus": "/-/ready"}
+PORTS = {
+    "inference": "KTT_PORT",
+    "monitoring": "KTT_MONITOR_PORT",
+    "prometheus": "KTT_PROMETHEUS_PORT",
+}
+BUILD_SECONDS = 1800
+
+
+class Runner(Protocol):
+    """What a way of running the services must be able to do."""
+
+    containers: bool
+
+    def up(self) -> None: ...
+    def down(self) -> None: ...
+    def stop(self, service: str) -> None: ...
+    def start(self, service: str) -> None: ...
+    def kill(self, service: str) -> None: ...
+    def freeze(self, service: str) -> None: ...
+    def thaw(self, service: str) -> None: ...
+    def logs(self, service: str) -> str: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Deployed:
+    """A running system."""
+
+    folder: Path
+    ports: Mapping[str, int]
+    run: Runner
+
+    def request(
+        self,
+        service: str,
+        path: str,
+        body: bytes | None = None,
+        headers: Mapping[str, str] | None = None,
+        *,
+        timeout: float = 10,
+    ) -> Reply:
+        """GET a path of a service, or POST a body to it."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.ports[service], timeout=timeout)
+        try:
+            method = "GET" if body is None else "POST"
+            connection.request(method, path, body, dict(headers or {}))
+            answer = connection.getresponse()
+            return Reply(status=answer.status, body=answer.read(), headers=dict(answer.headers))
+        finally:
+            connection.close()
+
+    def ask(self, path: str, document: Any, *, timeout: float = 10) -> Reply:
+        """POST a JSON document to the inference service."""
+        body = json.dumps(document).encode()
+        headers = {"Content-Type": "application/json"}
+        return self.request("inference", path, body, headers, timeout=timeout)
+
+    def prometheus(self, path: str, **parameters: str) -> Any:
+        """What Prometheus's HTTP API answers."""
+        query = urllib.parse.urlencode(parameters)
+        reply = self.request("prometheus", f"/api/v1/{path}?{query}")
+        document = reply.json()
+        assert document["status"] == "success", document
+        return document["data"]
+
+    def query(self, expr: str) -> list[dict[str, Any]]:
+        """The series that an expression gives now."""
+        found: list[dict[str, Any]] = self.prometheus("query", query=expr)["result"]
+        return found
+
+    def value(self, expr: str) -> float:
+        """The one value of an expression; NaN if it has none."""
+        found = self.query(expr)
+        return float(found[0]["value"][1]) if found else float("nan")
+
+    def firing(self) -> set[str]:
+        """Names of the alerts that fire."""
+        alerts = self.prometheus("alerts")["alerts"]
+        return {alert["labels"]["alertname"] for alert in alerts if alert["state"] == "firing"}
+
+    def ready(self, service: str) -> bool:
+        """Whether a service says that it is ready."""
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            return self.request(service, READY[service], timeout=3).status == 200
+        return False
+
+    def wait_until_ready(self, seconds: float = 60, services: Sequence[str] = SERVICES) -> float:
+        """Wait for all services; how long it took."""
+        started = time.monotonic()
+        self.wait_for(lambda: all(self.ready(service) for service in services), seconds)
+        return time.monotonic() - started
+
+    def wait_for(self, condition: Callable[[], bool], seconds: float) -> None:
+        """Wait until something holds."""
+        deadline = time.monotonic() + seconds
+        while not condition():
+            if time.monotonic() > deadline:
+                tails = [f"== {name}\n{self.run.logs(name)[-3000:]}" for name in SERVICES]
+                raise AssertionError("\n".join([f"not within {seconds} s", *tails]))
+            time.sleep(0.5)
+
+
+@contextlib.contextmanager
+def deployed(folder: Path, period: int | None = None) -> Iterator[Deployed]:
+    """Run the system in an exported folder, which is changed a little, until the block ends.
+
+    Parameters
+    ----------
+    period
+        Seconds between two calculations of the monitor; by default as exported.
+    """
+    ports = {service: free_port() for service in SERVICES}
+    _set_ports(folder / ".env", ports)
+    if period is not None:
+        _replace(
+            folder / "monitoring" / "evidently.yaml",
+            r"(calculation_period_sec:) .*",
+            rf"\g<1> {period}",
+        )
+    engine = container_environment()
+    project = {"COMPOSE_PROJECT_NAME": f"e2e_{folder.name}"}  # not that of a system in use
+    run: Runner = (
+        Containers(folder=folder, env={**project, **engine})
+        if engine is not None
+        else Processes(folder, ports)
+    )
+    system = Deployed(folder=folder, ports=ports, run=run)
+    try:
+        run.up()
+        yield system
+    finally:
+        run.down()
+
+
+def _set_ports(settings: Path, ports: Mapping[str, int]) -> None:
+    for service, name in PORTS.items():
+        _replace(settings, rf"(?m)^#?{name}=.*$", f"{name}={ports[service]}")
+
+
+def _replace(file: Path, pattern: str, text: str) -> None:
+    before = file.read_text(encoding="utf-8")
+    after, count = re.subn(pattern, text, before)
+    assert count, f"{file} has no {pattern}"
+    file.write_text(after, encoding="utf-8")
+
+
+# -- containers -----------------------------------------------------------------------------
+
+
+def compose_command() -> list[str] | None:
+    """docker-compose 1.29, else the plugin of Docker."""
+    if shutil.which("docker-compose"):
+        return ["docker-compose"]
+    if shutil.which("docker") and _succeeds(["docker", "compose", "version"]):
+        return ["docker", "compose"]
+    return None
+
+
+@functools.cache
+def container_environment() -> dict[str, str] | None:
+    """The environment in which containers can be run, None if they cannot."""
+    if os.environ.get("KTT_CONTAINER_ENGINE") == "none" or compose_command() is None:
+        return None
+    if shutil.which("docker") and _succeeds(["docker", "info"]):
+        return dict(os.environ)
+    default = PROJECT_ROOT.parent / "shared" / "containers" / "engine.sh"
+    engine = Path(os.environ.get("KTT_CONTAINER_ENGINE") or default)
+    if not engine.is_file():
+        return None
+    subprocess.run([str(engine), "up"], check=True, stdout=subprocess.DEVNULL, timeout=900)
+    exports = subprocess.run([str(engine), "env"], check=True, capture_output=True, text=True)
+    pairs = [word.partition("=") for word in exports.stdout.split() if "=" in word]
+    return {**os.environ, **{name: value.strip("'\"") for name, _, value in pairs}}
+
+
+def _succeeds(command: list[str]) -> bool:
+    quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    return subprocess.run(command, check=False, timeout=30, **quiet).returncode == 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Containers:
+    """The services as containers of docker-compose."""
+
+    folder: Path
+    env: Mapping[str, str]
+    containers = True
+
+    def compose(self, *arguments: str, check: bool = True, seconds: float = 120) -> str:
+        """Run docker-compose in the exported folder; what it printed."""
+        command = compose_command()
+        assert command
+        done = subprocess.run(
+            [*command, *arguments], cwd=self.folder, env=dict(self.env), check=False,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=seconds,
+        )  # fmt: skip
+        assert not check or not done.returncode, f"{arguments}: {done.stdout[-6000:]}"
+        return done.stdout
+
+    def up(self) -> None:
+        """Build the images, then start the containers."""
+        self.compose("build", *SERVICES[:2], seconds=BUILD_SECONDS)
+        self.compose("up", "-d", *SERVICES, seconds=300)
+
+    def down(self) -> None:
+        """Remove containers and volumes."""
+        self.compose("down", "--volumes", "--timeout", "5", check=False)
+
+    def stop(self, service: str) -> None:
+        """Stop a service as docker-compose does."""
+        self.compose("stop", "--timeout", "10", service)
+
+    def start(self, service: str) -> None:
+        """Start a stopped service."""
+        self.compose("start", service)
+
+    def kill(self, service: str) -> None:
+        """Kill the processes of a service, as a crash would; its restart policy applies."""
+        self.compose("exec", "-T", service, "sh", "-c", "kill -9 -1", check=False)
+
+    def freeze(self, service: str) -> None:
+        """Let the processes stand still."""
+        self.compose("pause", service)
+
+    def thaw(self, service: str) -> None:
+        """Let them go on."""
+        self.compose("unpause", service)
+
+    def logs(self, service: str) -> str:
+        """All that a service has printed."""
+        return self.compose("logs", "--no-color", service, check=False)
+
+    def inside(self, service: str, script: str) -> tuple[int, str]:
+        """Run a shell script in a container: its status and what it printed."""
+        printed = self.compose(
+            "exec", "-T", service, "sh", "-c", f"({script}) 2>&1; echo status=$?", check=False
+        )
+        text, _, status = printed.rpartition("status=")
+        return int(status.split()[0]), text.strip()
+
+
+# -- processes ------------------------------------------------------------------------------
+
+
+@dataclass
+class Processes:
+    """The services as processes of this machine."""
+
+    folder: Path
+    ports: Mapping[str, int]
+    running: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    containers = False
+
+    def up(self) -> None:
+        """Start all."""
+        self._work().mkdir(exist_ok=True)
+        for service in SERVICES:
+            self.start(service)
+
+    def down(self) -> None:
+        """Stop all."""
+        for service in list(self.running):
+            self._end(service, signal.SIGKILL)
+
+    def stop(self, service: str) -> None:
+        """Stop a service."""
+        self._end(service, signal.SIGTERM)
+
+    def start(self, service: str) -> None:
+        """Start a service."""
+        command, where, env = getattr(self, f"_{service}")()
+        with self._log(service).open("ab") as log:
+            self.running[service] = subprocess.Popen(
+                command, cwd=where, stdout=log, stderr=log, start_new_session=True,
+                env={**os.environ, "PYTHONUNBUFFERED": "1", **env},
+            )  # fmt: skip
+
+    def kill(self, service: str) -> None:
+        """Kill a service and start it again, as docker-compose would."""
+        self._end(service, signal.SIGKILL)
+        self.start(service)
+
+    def freeze(self, service: str) -> None:
+        """Let the processes stand still."""
+        os.killpg(self.running[service].pid, signal.SIGSTOP)
+
+    def thaw(self, service: str) -> None:
+        """Let them go on."""
+        os.killpg(self.running[service].pid, signal.SIGCONT)
+
+    def logs(self, service: str) -> str:
+        """All that a service has printed."""
+        log = self._log(service)
+        return log.read_text(errors="replace") if log.exists() else ""
+
+    def _end(self, service: str, how: signal.Signals) -> None:
+        process = self.running.pop(service)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGCONT)
+            os.killpg(process.pid, how)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(20)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+    def _work(self) -> Path:
+        return self.folder.parent / f"{self.folder.name}-processes"
+
+    def _log(self, service: str) -> Path:
+        return self._work() / f"{service}.log"
+
+    def _inference(self) -> tuple[list[str], Path, dict[str, str]]:
+        bentoml = os.environ.get("KTT_BENTOML") or str(Path(sys.executable).with_name("bentoml"))
+        bundle, port = str(self.folder / "inference"), str(self.ports["inference"])
+        env = {
+            "EVIDENTLY_HOST": "127.0.0.1",
+            "EVIDENTLY_PORT": str(self.ports["monitoring"]),
+            "BENTOML_HOME": str(self._work() / "bentoml"),
+        }
+        return [bentoml, "serve-gunicorn", bundle, "--port", port], self._work(), env
+
+    def _monitoring(self) -> tuple[list[str], Path, dict[str, str]]:
+        folder = self.folder / "monitoring"
+        env = {
+            "KTT_MONITOR_PORT": str(self.ports["monitoring"]),
+            "KTT_MONITOR_DATA": str(self._work() / "data"),
+        }
+        gunicorn = ["-m", "gunicorn", "--config", "gunicorn.conf.py", "monitoring:app"]
+        return [monitor_python(folder, self._work()), *gunicorn], folder, env
+
+    def _prometheus(self) -> tuple[list[str], Path, dict[str, str]]:
+        folder = self._work() / "prometheus"
+        if not folder.exists():
+            shutil.copytree(self.folder / "prometheus", folder)
+            for inside, service in (
+                ("inference:5000", "inference"),
+                ("monitoring:5001", "monitoring"),
+                ("localhost:9090", "prometheus"),
+            ):
+                _replace(folder / "prometheus.yaml", inside, f"127.0.0.1:{self.ports[service]}")
+        command = [
+            str(shutil.which("prometheus")),
+            f"--config.file={folder / 'prometheus.yaml'}",
+            f"--storage.tsdb.path={self._work() / 'tsdb'}",
+            f"--web.listen-address=127.0.0.1:{self.ports['prometheus']}",
+        ]
+        return command, folder, {}
+
+
+def monitor_python(folder: Path, work: Path) -> str:
+    """A Python with what the monitoring service requires."""
+    given = os.environ.get("KTT_MONITOR_PYTHON")
+    if given:
+        return given
+    venv = work / "venv"
+    if not venv.exists():
+        subprocess.run([sys.executable, "-m", "venv", str(venv)], check=True)
+        install = [str(venv / "bin" / "pip"), "install", "--quiet", "--requirement"]
+        subprocess.run([*install, str(folder / "requirements.txt")], check=True, timeout=900)
+    return str(venv / "bin" / "python")
+
+
+def why_not() -> str | None:
+    """Why nothing can be deployed here, if so."""
+    if container_environment() is None and not shutil.which("prometheus"):
+        return "needs containers (Docker, or KTT_CONTAINER_ENGINE) or an installed prometheus"
+    return None

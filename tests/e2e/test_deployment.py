@@ -1,0 +1,194 @@
+"""An exported system, deployed as a user does it and asked as a user would.
+
+``KTT_DEPLOY_MODELS=db_bhcn`` takes other models; db_bhcn trains for some minutes.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from models import model_class
+from models.model import Model
+from tests.e2e.deployed import Containers, Deployed, deployed, why_not
+from utils.checkpoints import find_checkpoint
+from utils.dashboard import ALERTS, panel_queries
+from utils.data import Split, load_dataset
+from utils.paths import PROJECT_ROOT, Layout
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
+MODELS = os.environ.get("KTT_DEPLOY_MODELS", "tfidf_hsgd").split(",")
+SECRET = "zebrafish-texts-stay-here"
+HEALTHY_WITHIN = 60  # seconds, once the images exist
+REQUESTS = 300
+
+
+def command(layout: Layout, *arguments: str) -> str:
+    script, *rest = arguments
+    done = subprocess.run(
+        [sys.executable, str(PROJECT_ROOT / script), *rest],
+        env={**os.environ, "KTT_ROOT": str(layout.root)},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def layout(tmp_path_factory: pytest.TempPathFactory) -> Layout:
+    layout = Layout(tmp_path_factory.mktemp("project"))
+    command(layout, "adapt.py", "demo", "shop", "--rows", "3000")
+    return layout
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def exported(request: pytest.FixtureRequest, layout: Layout) -> tuple[Model, Path, str]:
+    """A model, the folder of its system, and what the export printed."""
+    name = request.param
+    extra = [] if name.startswith("tfidf") else ["--encoder", "minilm", "-e", "1"]
+    command(layout, "train.py", "-m", name, "-d", "shop", "-r", *extra)
+    printed = command(layout, "export.py", "-m", name, "-d", "shop", "--monitoring")
+    model = model_class(name).from_checkpoint(find_checkpoint(layout, name, "shop", "best", None))
+    return model, layout.bundle(name, "shop"), printed
+
+
+@pytest.fixture(scope="module")
+def system(exported: tuple[Model, Path, str]) -> Iterator[Deployed]:
+    if reason := why_not():
+        pytest.skip(reason)
+    with deployed(exported[1], period=5) as running:
+        running.wait_until_ready(HEALTHY_WITHIN)
+        yield running
+
+
+@pytest.fixture(scope="module")
+def asked(system: Deployed, exported: tuple[Model, Path, str], layout: Layout) -> Split:
+    """Texts that have been asked, two by two on several connections, and scraped since."""
+    test = load_dataset(layout, "shop").test
+    rows = test.take(np.arange(min(REQUESTS, len(test))))
+    with ThreadPoolExecutor(8) as pool:
+        replies = list(pool.map(lambda text: system.ask("/predict", {"text": text}), rows.texts))
+        system.ask("/classify", {"text": f"a red {SECRET} balance"})
+    assert {reply.status for reply in replies} == {200}
+    answers = [tuple(reply.json().split("\n")) for reply in replies]
+    model = exported[0]
+    assert answers == [model.hierarchy.path(node) for node in _ends(model, rows)]
+    expected = len(rows) + 1
+    system.wait_for(lambda: system.value("sum(ktt_rows_received_total)") >= expected, 60)
+    system.wait_for(lambda: system.value("ktt_window_rows") >= 100, 60)
+    return rows
+
+
+def _ends(model: Model, rows: Split) -> list[int]:
+    codes = model.test(rows).codes
+    return [int(node) for node in model.hierarchy.end_classes(codes)]
+
+
+def test_it_answers_as_the_model_does(asked: Split) -> None:
+    assert len(asked) == REQUESTS
+
+
+def test_every_panel_of_the_dashboard_has_data(system: Deployed, asked: Split) -> None:
+    path = "grafana/provisioning/dashboards/dashboard.json"
+    dashboard = json.loads((system.folder / path).read_text())
+    queries = panel_queries(dashboard)
+    assert len(queries) > 40
+
+    def empty() -> list[str]:
+        return [f"{query.title}: {query.expr}" for query in queries if not system.query(query.expr)]
+
+    try:
+        system.wait_for(lambda: not empty(), 45)  # rates need two scrapes
+    except AssertionError:
+        assert empty() == []
+        raise
+    numbers = [
+        float(series["value"][1]) for query in queries for series in system.query(query.expr)
+    ]
+    assert sum(math.isfinite(number) for number in numbers) > len(queries)
+
+
+def test_all_rules_are_loaded_and_nothing_is_wrong(system: Deployed, asked: Split) -> None:
+    groups = system.prometheus("rules")["groups"]
+    rules = [rule for group in groups for rule in group["rules"]]
+    assert {rule["name"] for rule in rules if rule["type"] == "alerting"} == set(ALERTS)
+    assert {rule["health"] for rule in rules} == {"ok"}
+    targets = system.prometheus("targets")["activeTargets"]
+    assert {target["labels"]["job"]: target["health"] for target in targets} == {
+        "inference": "up",
+        "monitoring": "up",
+        "prometheus": "up",
+    }
+    assert system.firing() <= {"KTTAccuracyLow"}  # a quickly trained model may be that
+
+
+def test_traffic_is_measured(system: Deployed, asked: Split) -> None:
+    system.wait_for(
+        lambda: system.value('sum(ktt_requests_total{endpoint=~".*predict",status="200"})')
+        >= len(asked), 30,
+    )  # fmt: skip
+    assert system.value('sum(ktt_monitor_rows_total{outcome="sent"})') == len(asked) + 1
+    assert system.value('sum(ktt_monitor_rows_total{outcome!="sent"})') == 0
+    assert system.value("sum(ktt_answers_total)") == len(asked) + 1
+    reference = {
+        series["metric"]["top"]: float(series["value"][1])
+        for series in system.query('ktt_prediction_share{source="reference"}')
+    }
+    assert math.isclose(sum(reference.values()), 1, abs_tol=1e-6)
+
+
+def test_no_text_and_no_secret_is_in_logs(
+    system: Deployed, asked: Split, exported: tuple[Model, Path, str]
+) -> None:
+    settings = (system.folder / ".env").read_text()
+    password = settings.split("KTT_GRAFANA_PASSWORD=")[1].split()[0]
+    assert password not in exported[2]
+    for service in ("inference", "monitoring", "prometheus"):
+        logs = system.run.logs(service)
+        assert logs or service == "monitoring"  # which says nothing while all is well
+        assert password not in logs
+        assert SECRET not in logs
+        assert asked.texts[0] not in logs
+        assert "Traceback" not in logs
+
+
+def test_services_have_no_rights(system: Deployed) -> None:
+    if not isinstance(system.run, Containers):
+        pytest.skip("needs containers")
+    for service in ("inference", "monitoring"):
+        status, user = system.run.inside(service, "id -u")
+        assert status == 0
+        assert int(user) > 0
+        status, said = system.run.inside(service, "touch /x ./x")
+        assert status, said
+        assert "Read-only" in said
+        status, said = system.run.inside(service, "grep CapEff /proc/self/status")
+        assert said.split()[-1].strip("0") == ""
+    status, found = system.run.inside(
+        "inference", "python -c 'import importlib.util as u; print(u.find_spec(\"torch\"))'"
+    )
+    assert (status, found) == (0, "None")
+
+
+def test_docker_compose_accepts_the_file(system: Deployed) -> None:
+    if not isinstance(system.run, Containers):
+        pytest.skip("needs docker-compose and an engine")
+    printed = system.run.compose("--profile", "alerting", "config")
+    assert set(yaml.safe_load(printed)["services"]) >= {"inference", "grafana", "alertmanager"}
+
+
+def test_a_killed_service_comes_back(system: Deployed, asked: Split) -> None:
+    system.run.kill("inference")
+    system.wait_for(lambda: not system.ready("inference"), 15)
+    system.wait_until_ready(HEALTHY_WITHIN)
+    assert system.ask("/predict", {"text": asked.texts[0]}).status == 200
