@@ -150,6 +150,8 @@ def test_a_feature_that_was_always_the_same_may_not_change(rng: np.random.Genera
     detector = Detector(tree(), reference, Settings(), resamples=200)
     detector.learn()
     assert _families(detector.compare(live)) == set()
+    live.features[:2, 2] = 0.2  # two rows may be chance: the reference may have missed such
+    assert _families(detector.compare(live)) == set()
     live.features[:20, 2] = 0.2
     assert _signals(detector.compare(live)) == {"2"}
 
@@ -243,3 +245,13 @@ def test_macro_f1_is_the_models_own(rng: np.random.Generator) -> None:
     true, found = rng.integers(20, size=100), rng.integers(20, size=100)
     expected = class_scores(true.astype(np.int32), found.astype(np.int32), 30)[2]
     assert macro_f1(true, found, 30) == pytest.approx(expected)
+
+
+def test_the_area_under_the_curve_is_the_share_of_pairs_in_order(rng: np.random.Generator) -> None:
+    from monitor_performance import area_under_curve
+
+    scores = rng.integers(5, size=60) / 5
+    own = rng.random(60) < 0.4
+    pairs = scores[own][:, None] - scores[~own][None, :]
+    expected = ((pairs > 0) + (pairs == 0) / 2).mean()
+    assert area_under_curve(scores, own) == pytest.approx(expected)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import sqlite3
@@ -194,6 +195,18 @@ def test_the_window_keeps_the_newest_rows_over_a_restart(
     assert kept.features == pytest.approx(rows.features[180:], rel=1e-5)
     assert kept.confidence == pytest.approx(rows.confidence[180:])
     assert (kept.length == rows.length[180:]).all()
+
+
+def test_the_file_holds_no_more_than_it_should(
+    client: FlaskClient, folder: Path, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("monitor_window.HISTORY", 200)
+    rows = Traffic(tree()).draw(rng, 100)
+    for batch in range(5):
+        client.post("/iterate", json=body_of(rows, [f"{batch}-{row}" for row in range(100)]))
+    with contextlib.closing(sqlite3.connect(folder / "data" / NAME)) as held:
+        assert held.execute("SELECT count(*) FROM rows").fetchone() == (120,)
+        assert held.execute("SELECT count(*), min(id) FROM answers").fetchone() == (200, "3-0")
 
 
 def test_rows_that_come_twice_are_kept_once(
