@@ -20,10 +20,10 @@ import yaml
 
 from models import model_class
 from models.model import Model
-from tests.e2e.deployed import Containers, Deployed, deployed, why_not
 from utils.checkpoints import find_checkpoint
 from utils.dashboard import ALERTS, panel_queries
 from utils.data import Split, load_dataset
+from utils.deployed import Containers, Deployed, deployed, why_not
 from utils.paths import PROJECT_ROOT, Layout
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]

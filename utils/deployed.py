@@ -1,4 +1,4 @@
-"""Runs an exported system, and lets a test stop, kill, freeze and ask its parts.
+"""Runs an exported system, and lets a test stop, kill, freeze and ask its parts, or replace one.
 
 With containers: those of a Docker daemon or, without one, of the script in
 ``KTT_CONTAINER_ENGINE`` (by default ``../shared/containers/engine.sh``, if there is one).
@@ -36,6 +36,7 @@ PORTS = {
     "monitoring": "KTT_MONITOR_PORT",
     "prometheus": "KTT_PROMETHEUS_PORT",
 }
+INNER_PORTS = {"inference": 5000, "monitoring": 5001, "prometheus": 9090}
 BUILD_SECONDS = 1800
 
 
@@ -51,6 +52,8 @@ class Runner(Protocol):
     def kill(self, service: str) -> None: ...
     def freeze(self, service: str) -> None: ...
     def thaw(self, service: str) -> None: ...
+    def stand_in(self, service: str, script: str) -> None: ...
+    def memory(self, service: str) -> int: ...
     def logs(self, service: str) -> str: ...
 
 
@@ -109,6 +112,18 @@ class Deployed:
         """Names of the alerts that fire."""
         alerts = self.prometheus("alerts")["alerts"]
         return {alert["labels"]["alertname"] for alert in alerts if alert["state"] == "firing"}
+
+    def metric(self, service: str, name: str, **labels: str) -> float:
+        """What a service itself says now, as a sum over the series with these labels."""
+        from prometheus_client.parser import text_string_to_metric_families
+
+        families = text_string_to_metric_families(self.request(service, "/metrics").text)
+        return sum(
+            sample.value
+            for family in families
+            for sample in family.samples
+            if sample.name == name and labels.items() <= sample.labels.items()
+        )
 
     def ready(self, service: str) -> bool:
         """Whether a service says that it is ready."""
@@ -236,6 +251,8 @@ class Containers:
 
     def down(self) -> None:
         """Remove containers and volumes."""
+        for service in SERVICES:
+            self._engine("rm", "--force", self._stand_in(service), check=False)
         self.compose("down", "--volumes", "--timeout", "5", check=False)
 
     def stop(self, service: str) -> None:
@@ -243,7 +260,8 @@ class Containers:
         self.compose("stop", "--timeout", "10", service)
 
     def start(self, service: str) -> None:
-        """Start a stopped service."""
+        """Start a stopped service, in place of what stood in for it."""
+        self._engine("rm", "--force", self._stand_in(service), check=False)
         self.compose("start", service)
 
     def kill(self, service: str) -> None:
@@ -258,9 +276,29 @@ class Containers:
         """Let them go on."""
         self.compose("unpause", service)
 
+    def stand_in(self, service: str, script: str) -> None:
+        """Stop a service, and let a Python script answer in its place on the port it is given."""
+        self.stop(service)
+        name, port = self._stand_in(service), str(INNER_PORTS[service])
+        run = ("run", "--detach", "--no-deps", "--use-aliases", "--name", name)
+        self.compose(*run, service, "python", "-c", script, port)
+
+    def memory(self, service: str) -> int:
+        """Bytes of memory of all its processes; what they share is counted once."""
+        _, said = self.inside(service, "cat /proc/[0-9]*/smaps_rollup")
+        return _proportional(said)
+
     def logs(self, service: str) -> str:
         """All that a service has printed."""
         return self.compose("logs", "--no-color", service, check=False)
+
+    def _stand_in(self, service: str) -> str:
+        return f"{self.env['COMPOSE_PROJECT_NAME']}_{service}_stand_in"
+
+    def _engine(self, *arguments: str, check: bool = True) -> None:
+        subprocess.run(
+            ["docker", *arguments], env=dict(self.env), check=check, capture_output=True, timeout=60
+        )
 
     def inside(self, service: str, script: str) -> tuple[int, str]:
         """Run a shell script in a container: its status and what it printed."""
@@ -299,8 +337,19 @@ class Processes:
         self._end(service, signal.SIGTERM)
 
     def start(self, service: str) -> None:
-        """Start a service."""
+        """Start a service, in place of what stood in for it."""
+        if service in self.running:
+            self._end(service, signal.SIGKILL)
         command, where, env = getattr(self, f"_{service}")()
+        self._begin(service, command, where, env)
+
+    def stand_in(self, service: str, script: str) -> None:
+        """Stop a service, and let a Python script answer in its place on the port it is given."""
+        self._end(service, signal.SIGTERM)
+        command = [sys.executable, "-c", script, str(self.ports[service])]
+        self._begin(service, command, self._work(), {})
+
+    def _begin(self, service: str, command: list[str], where: Path, env: Mapping[str, str]) -> None:
         with self._log(service).open("ab") as log:
             self.running[service] = subprocess.Popen(
                 command, cwd=where, stdout=log, stderr=log, start_new_session=True,
@@ -319,6 +368,15 @@ class Processes:
     def thaw(self, service: str) -> None:
         """Let them go on."""
         os.killpg(self.running[service].pid, signal.SIGCONT)
+
+    def memory(self, service: str) -> int:
+        """Bytes of memory of all its processes; what they share is counted once."""
+        session, said = self.running[service].pid, []
+        for process in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                if os.getsid(int(process.name)) == session:
+                    said.append((process / "smaps_rollup").read_text())
+        return _proportional("".join(said))
 
     def logs(self, service: str) -> str:
         """All that a service has printed."""
@@ -378,6 +436,11 @@ class Processes:
             f"--web.listen-address=127.0.0.1:{self.ports['prometheus']}",
         ]
         return command, folder, {}
+
+
+def _proportional(rollups: str) -> int:
+    """Bytes in the sum of files ``/proc/*/smaps_rollup``."""
+    return sum(int(size) * 1024 for size in re.findall(r"(?m)^Pss: +(\d+) kB", rollups))
 
 
 def monitor_python(folder: Path, work: Path) -> str:
