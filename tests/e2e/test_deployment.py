@@ -8,8 +8,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -24,7 +22,7 @@ from utils.checkpoints import find_checkpoint
 from utils.dashboard import ALERTS, panel_queries
 from utils.data import Split, load_dataset
 from utils.deployed import Containers, Deployed, deployed, why_not
-from utils.paths import PROJECT_ROOT, Layout
+from utils.paths import Layout
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 MODELS = os.environ.get("KTT_DEPLOY_MODELS", "tfidf_hsgd").split(",")
@@ -33,33 +31,14 @@ HEALTHY_WITHIN = 60  # seconds, once the images exist
 REQUESTS = 300
 
 
-def command(layout: Layout, *arguments: str) -> str:
-    script, *rest = arguments
-    done = subprocess.run(
-        [sys.executable, str(PROJECT_ROOT / script), *rest],
-        env={**os.environ, "KTT_ROOT": str(layout.root)},
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout + done.stderr
-
-
-@pytest.fixture(scope="module")
-def layout(tmp_path_factory: pytest.TempPathFactory) -> Layout:
-    layout = Layout(tmp_path_factory.mktemp("project"))
-    command(layout, "adapt.py", "demo", "shop", "--rows", "3000")
-    return layout
-
-
 @pytest.fixture(scope="module", params=MODELS)
-def exported(request: pytest.FixtureRequest, layout: Layout) -> tuple[Model, Path, str]:
+def exported(
+    request: pytest.FixtureRequest, shop: Layout, system_of: dict[str, tuple[Path, str]]
+) -> tuple[Model, Path, str]:
     """A model, the folder of its system, and what the export printed."""
-    name = request.param
-    extra = [] if name.startswith("tfidf") else ["--encoder", "minilm", "-e", "1"]
-    command(layout, "train.py", "-m", name, "-d", "shop", "-r", *extra)
-    printed = command(layout, "export.py", "-m", name, "-d", "shop", "--monitoring")
-    model = model_class(name).from_checkpoint(find_checkpoint(layout, name, "shop", "best", None))
-    return model, layout.bundle(name, "shop"), printed
+    folder, printed = system_of[request.param]
+    checkpoint = find_checkpoint(shop, request.param, "shop", "best", None)
+    return model_class(request.param).from_checkpoint(checkpoint), folder, printed
 
 
 @pytest.fixture(scope="module")
@@ -72,9 +51,9 @@ def system(exported: tuple[Model, Path, str]) -> Iterator[Deployed]:
 
 
 @pytest.fixture(scope="module")
-def asked(system: Deployed, exported: tuple[Model, Path, str], layout: Layout) -> Split:
+def asked(system: Deployed, exported: tuple[Model, Path, str], shop: Layout) -> Split:
     """Texts that have been asked, two by two on several connections, and scraped since."""
-    test = load_dataset(layout, "shop").test
+    test = load_dataset(shop, "shop").test
     rows = test.take(np.arange(min(REQUESTS, len(test))))
     with ThreadPoolExecutor(8) as pool:
         replies = list(pool.map(lambda text: system.ask("/predict", {"text": text}), rows.texts))
