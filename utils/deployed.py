@@ -38,6 +38,24 @@ PORTS = {
 }
 INNER_PORTS = {"inference": 5000, "monitoring": 5001, "prometheus": 9090}
 BUILD_SECONDS = 1800
+OUTAGES = ("stopped", "frozen", "failing")
+ANSWERS_500 = """
+import http.server, sys
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self):
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.send_response(500)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *_):
+        pass
+
+http.server.ThreadingHTTPServer(("", int(sys.argv[1])), Handler).serve_forever()
+"""
 
 
 class Runner(Protocol):
@@ -145,6 +163,21 @@ class Deployed:
                 tails = [f"== {name}\n{self.run.logs(name)[-3000:]}" for name in SERVICES]
                 raise AssertionError("\n".join([f"not within {seconds} s", *tails]))
             time.sleep(0.5)
+
+
+@contextlib.contextmanager
+def outage(system: Deployed, service: str, how: str) -> Iterator[None]:
+    """Let a service be away, in one of the ways of `OUTAGES`, until the block ends."""
+    if how == "frozen":
+        system.run.freeze(service)
+    elif how == "stopped":
+        system.run.stop(service)
+    else:
+        system.run.stand_in(service, ANSWERS_500)
+    try:
+        yield
+    finally:
+        (system.run.thaw if how == "frozen" else system.run.start)(service)
 
 
 @contextlib.contextmanager
@@ -269,12 +302,12 @@ class Containers:
         self.compose("exec", "-T", service, "sh", "-c", "kill -9 -1", check=False)
 
     def freeze(self, service: str) -> None:
-        """Let the processes stand still."""
-        self.compose("pause", service)
+        """Let the processes stand still; docker-compose pauses, but not every engine goes on."""
+        self.compose("exec", "-T", service, "sh", "-c", "kill -STOP -1")
 
     def thaw(self, service: str) -> None:
         """Let them go on."""
-        self.compose("unpause", service)
+        self.compose("exec", "-T", service, "sh", "-c", "kill -CONT -1")
 
     def stand_in(self, service: str, script: str) -> None:
         """Stop a service, and let a Python script answer in its place on the port it is given."""
@@ -284,7 +317,7 @@ class Containers:
         self.compose(*run, service, "python", "-c", script, port)
 
     def memory(self, service: str) -> int:
-        """Bytes of memory of all its processes; what they share is counted once."""
+        """Bytes that its processes have taken, without the files they have mapped."""
         _, said = self.inside(service, "cat /proc/[0-9]*/smaps_rollup")
         return _proportional(said)
 
@@ -370,7 +403,7 @@ class Processes:
         os.killpg(self.running[service].pid, signal.SIGCONT)
 
     def memory(self, service: str) -> int:
-        """Bytes of memory of all its processes; what they share is counted once."""
+        """Bytes that its processes have taken, without the files they have mapped."""
         session, said = self.running[service].pid, []
         for process in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
@@ -439,8 +472,12 @@ class Processes:
 
 
 def _proportional(rollups: str) -> int:
-    """Bytes in the sum of files ``/proc/*/smaps_rollup``."""
-    return sum(int(size) * 1024 for size in re.findall(r"(?m)^Pss: +(\d+) kB", rollups))
+    """Bytes in the sum of files ``/proc/*/smaps_rollup``; what processes share is counted once.
+
+    Mapped files do not count: how much of a library is whose depends on who else has it mapped.
+    """
+    sizes = re.findall(r"(?m)^Pss_(?:Anon|Shmem): +(\d+) kB", rollups)
+    return 1024 * sum(map(int, sizes))
 
 
 def monitor_python(folder: Path, work: Path) -> str:

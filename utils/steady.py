@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 import threading
 import time
@@ -54,6 +55,21 @@ class Traffic(Protocol):
     def answered(self, request: Request, status: int, body: bytes) -> None:
         """Take an answer, for example to give feedback about it later."""
         ...
+
+
+class Texts:
+    """Asks for the class of texts drawn at random."""
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        self.texts = texts
+
+    def draw(self, rng: random.Random) -> Request:
+        """The next request."""
+        body = json.dumps({"text": rng.choice(self.texts)}).encode()
+        return Request(kind="text", path="/predict", body=body)
+
+    def answered(self, request: Request, status: int, body: bytes) -> None:
+        """Take no notice."""
 
 
 class Steady:

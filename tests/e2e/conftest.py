@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from utils.deployed import container_environment, monitor_python
 from utils.paths import PROJECT_ROOT, Layout
 
 
@@ -33,7 +34,16 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Layout:
 
 
 @pytest.fixture(scope="session")
-def system_of(shop: Layout) -> dict[str, tuple[Path, str]]:
+def monitors_run(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Without containers: one environment for all monitoring services."""
+    if container_environment() is None:
+        template = PROJECT_ROOT / "templates" / "monitoring"
+        work = tmp_path_factory.mktemp("monitoring")
+        os.environ["KTT_MONITOR_PYTHON"] = monitor_python(template, work)
+
+
+@pytest.fixture(scope="session")
+def system_of(shop: Layout, monitors_run: None) -> dict[str, tuple[Path, str]]:
     """Folder of a model's system and what its export printed, by the model's name."""
 
     class Systems(dict[str, tuple[Path, str]]):

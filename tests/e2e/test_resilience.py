@@ -2,59 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import random
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
 from utils.data import load_dataset
-from utils.deployed import Deployed, deployed, why_not
+from utils.deployed import OUTAGES, Deployed, deployed, outage, why_not
 from utils.paths import Layout
-from utils.steady import Outcome, Request, Steady, quantile
+from utils.steady import Outcome, Steady, Texts, quantile
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 log = logging.getLogger(__name__)
 RATE, CONNECTIONS = 40, 8
 PHASE = 10  # seconds
 RECOVERS_WITHIN = 40  # the longest pause between two attempts to send rows is 30 s
-OUTAGES = ("stopped", "frozen", "failing")
-FAILING = """
-import http.server, sys
-
-class Handler(http.server.BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
-    def do_POST(self):
-        self.rfile.read(int(self.headers["Content-Length"]))
-        self.send_response(500)
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-
-    def log_message(self, *_):
-        pass
-
-http.server.ThreadingHTTPServer(("", int(sys.argv[1])), Handler).serve_forever()
-"""
-
-
-class Texts:
-    """Requests with texts drawn at random."""
-
-    def __init__(self, texts: Sequence[str]) -> None:
-        self.texts = texts
-
-    def draw(self, rng: random.Random) -> Request:
-        body = json.dumps({"text": rng.choice(self.texts)}).encode()
-        return Request(kind="text", path="/predict", body=body)
-
-    def answered(self, request: Request, status: int, body: bytes) -> None:
-        pass
 
 
 @pytest.fixture(scope="module")
@@ -120,18 +86,6 @@ def received(system: Deployed) -> int:
     return int(system.metric("monitoring", "ktt_rows_received_total"))
 
 
-def break_monitor(system: Deployed, how: str) -> Callable[[], None]:
-    """Put the monitor out of action; the result puts it back."""
-    if how == "stopped":
-        system.run.stop("monitoring")
-    elif how == "frozen":
-        system.run.freeze("monitoring")
-        return lambda: system.run.thaw("monitoring")
-    else:
-        system.run.stand_in("monitoring", FAILING)
-    return lambda: system.run.start("monitoring")
-
-
 def test_predictions_do_not_notice_that_the_monitor_is_away(
     system: Deployed, texts: list[str]
 ) -> None:
@@ -140,13 +94,12 @@ def test_predictions_do_not_notice_that_the_monitor_is_away(
         before = phase(load)
         p99 = {"before": quantile(before, 0.99)}
         for how in OUTAGES:
-            mend = break_monitor(system, how)
-            time.sleep(1)  # for a batch that is under way
-            sent = rows(system, "sent")
-            p99[how] = quantile(phase(load), 0.99)
-            assert rows(system, "sent") == sent, how  # it was really away
-            assert queued(system) > RATE * PHASE / 2, how
-            mend()
+            with outage(system, "monitoring", how):
+                time.sleep(1)  # for a batch that is under way
+                sent = rows(system, "sent")
+                p99[how] = quantile(phase(load), 0.99)
+                assert rows(system, "sent") == sent, how  # it was really away
+                assert queued(system) > RATE * PHASE / 2, how
             system.wait_for(lambda: queued(system) <= 3 * RATE, RECOVERS_WITHIN)
             p99[f"after {how}"] = quantile(phase(load, 5), 0.99)
     said = (f"{name} {seconds * 1000:.1f} ms" for name, seconds in p99.items())
