@@ -467,6 +467,21 @@ def test_another_models_window_is_moved_aside(
     assert (folder / "data" / f"{NAME}.other-model").exists()
 
 
+def test_a_window_of_other_weights_is_moved_aside(
+    folder: Path, tmp_path: Path, rng: np.random.Generator
+) -> None:
+    kept = []
+    for checkpoint in ("best_1.pt", "best_1.pt", "best_2.pt"):
+        named = {"model": "m", "dataset": "d", "checkpoint": checkpoint}
+        (folder / "service.json").write_text(json.dumps(named))
+        monitor = _monitor(folder)
+        kept.append(len(monitor.window.rows()))
+        monitor.iterate(json.dumps(body_of(Traffic(tree()).draw(rng, 10))).encode())
+        monitor.stop()
+    assert kept == [0, 10, 0]
+    assert (folder / "data" / f"{NAME}.other-model").exists()
+
+
 def test_a_full_disk_is_told_and_ends_by_itself(
     client: FlaskClient, monitor: Monitor, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
 ) -> None:

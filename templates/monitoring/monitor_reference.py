@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import contextlib
+import json
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -40,6 +42,15 @@ class Setup:
     accuracy: float
 
 
+def load_service(folder: Path) -> dict[str, Any]:
+    """What service.json says of the exported weights; empty without one."""
+    with contextlib.suppress(OSError, ValueError):
+        held = json.loads((folder / "service.json").read_text(encoding="utf-8"))
+        if isinstance(held, dict):
+            return held
+    return {}
+
+
 def load_setup(folder: Path) -> Setup:
     """Read evidently.yaml, hierarchy.json and the reference set of a monitoring folder.
 
@@ -56,9 +67,11 @@ def load_setup(folder: Path) -> Setup:
 
     try:
         with pq.ParquetFile(path) as file:
-            return _read(file, settings, tree, named, path)
+            setup = _read(file, settings, tree, named, path)
     except (OSError, pa.ArrowException) as error:
         raise SetupError(f"{path} cannot be read ({error}). Make it with train.py -r.") from error
+    checkpoint = str(load_service(folder).get("checkpoint", ""))
+    return replace(setup, columns=replace(setup.columns, checkpoint=checkpoint))
 
 
 def _read(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 import threading
@@ -18,7 +17,7 @@ import numpy as np
 from monitor_drift import Detector, Rows
 from monitor_metrics import Metrics, Snapshot, summarize
 from monitor_performance import metric_names, performance
-from monitor_reference import Setup
+from monitor_reference import Setup, load_service
 from monitor_window import NotKept, Window
 from monitor_wire import Refused, read_feedback, read_rows
 
@@ -194,10 +193,7 @@ def _no_rows(features: int) -> Rows:
 
 def labels_of(folder: Path) -> dict[str, str]:
     """Model and dataset, by service.json, else by the build folder's name."""
-    values: dict[str, str] = {}
-    with contextlib.suppress(OSError, ValueError):
-        held = json.loads((folder / "service.json").read_text(encoding="utf-8"))
-        values = held if isinstance(held, dict) else {}
+    values = load_service(folder)
     model = os.environ.get("KTT_MODEL") or values.get("model") or folder.resolve().parent.name
     dataset = os.environ.get("KTT_DATASET") or values.get("dataset") or ""
     return {"model": str(model), "dataset": str(dataset)}

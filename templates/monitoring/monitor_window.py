@@ -48,7 +48,7 @@ class NotKept(Exception):
 
 
 class _Other(Exception):
-    """The file is another model's window."""
+    """The file is the window of another model or of other weights."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -73,8 +73,9 @@ class Labelled:
 
 
 def fingerprint(columns: Columns) -> str:
-    """Tell windows of different models apart."""
-    held = json.dumps([columns.features, columns.tree.labels, columns.classes])
+    """Tell windows of different models, or of different weights, apart."""
+    parts = [columns.features, columns.tree.labels, columns.classes, columns.checkpoint]
+    held = json.dumps(parts)
     return hashlib.sha256(held.encode("utf-8", "surrogatepass")).hexdigest()
 
 
@@ -86,7 +87,7 @@ class Window:
     folder
         Where the file lies; made if need be.
     columns
-        What a row holds. A file of other columns is moved aside.
+        What a row holds. A file of other columns or weights is moved aside.
     size
         Number of rows.
     """
@@ -139,7 +140,7 @@ class Window:
             try:
                 self._held = self._connected()
             except _Other:
-                self._aside("other-model", "it was kept for another model or other columns")
+                self._aside("other-model", "it was kept for another model, or other weights of it")
                 self._held = self._connected()
             except sqlite3.OperationalError:
                 raise

@@ -60,11 +60,14 @@ class Columns:
         Number of pooled features.
     classes
         Class that each score column stands for.
+    checkpoint
+        Weights that answered; features of others mean something else.
     """
 
     tree: Tree
     features: int
     classes: tuple[int, ...]
+    checkpoint: str = ""
 
 
 def parse_json(body: bytes) -> dict[str, Any]:
