@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from models import MODELS
+from utils.bundle import local_modules
 from utils.paths import PROJECT_ROOT
 
 UTILS = sorted((PROJECT_ROOT / "utils").rglob("*.py"))
@@ -109,21 +110,18 @@ def test_linear_models_never_import_torch(tmp_path: Path) -> None:
     assert "LOADED []" in done.stdout
 
 
-def test_what_a_bundle_copies_is_free_of_training() -> None:
-    """Follow the imports of utils.serving over local modules, as BentoML does."""
-    seen, waiting = set(), ["utils.serving"]
-    while waiting:
-        module = waiting.pop()
-        path = PROJECT_ROOT / (module.replace(".", "/") + ".py")
-        if module in seen or not path.exists():
-            continue
-        seen.add(module)
-        waiting += [name for name in imports(path) if name.split(".")[0] in ("utils", "models")]
-    assert not [name for name in seen if name.startswith("models")]
-    external = {
-        name for module in seen for name in rooms(PROJECT_ROOT / (module.replace(".", "/") + ".py"))
-    }
-    assert not external & {"torch", "transformers", "pandas", "dvc", "rich", "numba"}
+@pytest.mark.parametrize(
+    ("left_out", "runtime"),
+    [("utils.torch_scorer", "onnxruntime"), ("utils.onnx_scorer", "torch")],
+)
+def test_what_a_bundle_copies_is_free_of_training(left_out: str, runtime: str) -> None:
+    """A bundle has one of the two runtimes: the other's module is left out."""
+    found = local_modules(PROJECT_ROOT / "utils" / "serving.py", leave_out=[left_out])
+    assert "utils.classifier" in found
+    assert not [name for name in found if name.startswith("models")]
+    external = {name for file in found.values() for name in rooms(file)}
+    assert external & {"torch", "onnxruntime"} == {runtime}
+    assert not external & {"transformers", "pandas", "dvc", "rich", "numba"}
 
 
 def test_no_function_is_longer_than_sixty_lines() -> None:
