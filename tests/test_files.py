@@ -193,6 +193,21 @@ def test_kill_at_random_moments_never_shows_a_half_file(tmp_path: Path) -> None:
             assert len(set(content)) == 1
 
 
+def test_kept_links_stay_links(tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "large").write_text("large")
+    old = tmp_path / "d"
+    (old / "inner").mkdir(parents=True)
+    for place, target in (("l", "../elsewhere"), ("gone", "nowhere"), ("inner/l", "../x")):
+        (old / place).symlink_to(target)
+    with atomic_dir(old, keep=["l", "gone", "inner"]):
+        pass
+    for place, target in (("l", "../elsewhere"), ("gone", "nowhere"), ("inner/l", "../x")):
+        assert str((old / place).readlink()) == target
+    assert (old / "l" / "large").read_text() == "large"
+
+
 def test_nearest_name_is_offered() -> None:
     message = unknown("model", "db_bhcm", ["db_bhcn", "tfidf_hsgd"]).message
     assert message == "Unknown model 'db_bhcm'. Did you mean 'db_bhcn'? Known: db_bhcn, tfidf_hsgd."

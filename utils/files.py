@@ -128,9 +128,11 @@ def atomic_dir(path: Path, keep: Sequence[str] = ()) -> Iterator[Path]:
 
 def _link_tree(source: Path, target: Path) -> None:
     """Make the files below `source`, or the file `source`, stand at `target` as well."""
-    if source.is_dir():
+    if source.is_symlink():  # stays one, wherever it leads to
+        target.symlink_to(source.readlink())
+    elif source.is_dir():
         half = shutil.ignore_patterns(f"{TEMPORARY_PREFIX}*")
-        shutil.copytree(source, target, copy_function=_link_or_copy, ignore=half)
+        shutil.copytree(source, target, True, half, copy_function=_link_or_copy)
     elif source.exists():
         _link_or_copy(source, target)
 
