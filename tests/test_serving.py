@@ -209,10 +209,14 @@ def test_the_batch_time_out_leaves_room_for_a_burst_before_the_first_measurement
     assert MAX_BATCH <= 128
 
 
-def test_a_zipped_body_is_read_whether_or_not_a_proxy_unpacked_it() -> None:
+def test_a_body_may_be_zipped() -> None:
     plain = document("a b")
-    assert text_of(decode_body(gzip.compress(plain), None, "gzip")) == "a b"
-    assert text_of(decode_body(plain, None, "gzip")) == "a b"
+    for body, encoding in ((plain, ""), (plain, "identity"), (gzip.compress(plain), "gzip")):
+        assert text_of(decode_body(body, None, encoding)) == "a b"
+    for encoding, status in (("gzip", 400), ("br", 415), ("gzip, gzip", 415)):
+        with pytest.raises(Refusal) as refused:
+            decode_body(plain, None, encoding)
+        assert refused.value.status == status
 
 
 def test_a_zipped_body_is_unpacked_no_further_than_the_limit() -> None:

@@ -1,5 +1,7 @@
 """What a service answers besides its two APIs, asked for without servers."""
 
+import difflib
+import gzip
 import json
 from types import SimpleNamespace
 from typing import Any
@@ -7,6 +9,7 @@ from typing import Any
 import pytest
 
 from utils.errors import UserError
+from utils.serving_feedback import feedback_of
 from utils.serving_text import MAX_CHARACTERS, Refusal
 
 pytest.importorskip("ktt_bentoml_compat", reason="pip install ./packages/bentoml-py311")
@@ -88,6 +91,33 @@ def test_a_path_that_no_class_has_is_answered_with_the_nearest(
         assert nearest in reply.text
         assert "Entry 1" in reply.text
     assert not offered  # all or nothing
+
+
+def test_feedback_may_be_zipped(client: Any, offered: list[Any]) -> None:
+    body = gzip.compress(json.dumps({"request_id": ID, "path": ["Toys"]}).encode())
+    headers = {"Content-Encoding": "gzip"}
+    assert client.post("/feedback", data=body, headers=headers).status_code == 202
+    assert len(offered) == 1
+    assert client.post("/feedback", data=b"{}", headers=headers).status_code == 400
+
+
+def test_the_nearest_of_thousands_of_classes_is_found_without_comparing_all(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    compared = []
+    matches = difflib.get_close_matches
+
+    def counted(wanted: str, labels: Any, **options: Any) -> list[str]:
+        compared.extend(labels)
+        return matches(wanted, labels, **options)
+
+    monkeypatch.setattr(difflib, "get_close_matches", counted)
+    paths = {(f"Shelf {i % 7}", f"Article number {i:05}") for i in range(5000)}
+    paths.add(("Shelf 3", "Garden hose"))
+    body = json.dumps({"request_id": ID, "path": ["Shelf 3", "Gardn hose"]}).encode()
+    with pytest.raises(Refusal, match="Shelf 3 > Garden hose"):
+        feedback_of(body, paths)
+    assert len(compared) <= 50
 
 
 def test_without_a_monitor_feedback_is_told_to_have_no_use() -> None:

@@ -13,7 +13,7 @@ from werkzeug.exceptions import HTTPException
 from utils.serving_access import check_token
 from utils.serving_feedback import Path, feedback_of
 from utils.serving_log import log_failure
-from utils.serving_text import Refusal
+from utils.serving_text import Refusal, unpacked
 
 _SCRIPT = "SwaggerUIBundle({url: 'docs.json', dom_id: '#page', validatorUrl: null})"
 _DOCS = f"""<!DOCTYPE html>
@@ -108,9 +108,10 @@ def add_feedback(
     def feedback() -> Response:
         try:
             check_token(request.headers.get("Authorization"))
+            encoding = request.headers.get("Content-Encoding", "").strip().lower()
             if offer is None:
                 raise Refusal(404, "This service has no monitor, so feedback has no use.")
-            entries = feedback_of(request.get_data(), paths)
+            entries = feedback_of(unpacked(request.get_data(), encoding), paths)
         except Refusal as refusal:
             return line(str(refusal), refusal.status, refusal.headers)
         for name, path in entries:

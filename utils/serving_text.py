@@ -20,7 +20,6 @@ _KINDS = {
     list: "a list",
     dict: "an object",
 }
-_GZIP_MAGIC = b"\x1f\x8b"
 
 
 class Refusal(Exception):
@@ -51,7 +50,7 @@ def decode_body(body: bytes, charset: str | None, encoding: str) -> str:
     Parameters
     ----------
     body
-        As received. A proxy may have unpacked it and left the header in place.
+        As received.
     charset
         Of the Content-Type, if it names one.
     encoding
@@ -62,8 +61,7 @@ def decode_body(body: bytes, charset: str | None, encoding: str) -> str:
     Refusal
         Too large, not decodable.
     """
-    if encoding in {"gzip", "x-gzip"} and body.startswith(_GZIP_MAGIC):
-        body = _unzip(body)
+    body = unpacked(body, encoding)
     if len(body) > MAX_BYTES:
         raise Refusal(413, f"The body is larger than {MAX_BYTES} bytes.")
     try:
@@ -74,8 +72,18 @@ def decode_body(body: bytes, charset: str | None, encoding: str) -> str:
         raise Refusal(415, "The charset of the Content-Type is not known.") from None
 
 
-def _unzip(body: bytes) -> bytes:
-    """Unpack no more than the limit and a byte: a small body may hold gigabytes of zeros."""
+def unpacked(body: bytes, encoding: str) -> bytes:
+    """Unpack no more than the limit and a byte: a small body may hold gigabytes of zeros.
+
+    Raises
+    ------
+    Refusal
+        Not packed, or in another way than its Content-Encoding says.
+    """
+    if encoding in {"", "identity"}:
+        return body
+    if encoding not in {"gzip", "x-gzip"}:
+        raise Refusal(415, "The Content-Encoding is not gzip.")
     try:
         return zlib.decompressobj(wbits=31).decompress(body, MAX_BYTES + 1)
     except zlib.error:

@@ -126,6 +126,7 @@ def test_headers_cannot_break_it(server: Server) -> None:
     assert zipped.status == 200
     bomb = gzip.compress(b"0" * 100_000_000)
     assert server.request("/predict", bomb, {"Content-Encoding": "gzip"}).status == 413
+    assert server.request("/predict", bomb, {"Content-Encoding": "br"}).status == 415
 
 
 def test_a_pickle_from_outside_is_not_opened(server: Server) -> None:

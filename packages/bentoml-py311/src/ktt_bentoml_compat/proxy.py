@@ -5,9 +5,10 @@ In place of methods of bentoml's `MarshalService`.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import traceback
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from http import HTTPStatus
 from time import perf_counter
 from typing import Any
@@ -28,7 +29,10 @@ OTHER = "other"
 SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128)
 USUAL_STATUSES = (200, 400, 401, 413, 429, 500, 503)
-_PASSED_ON = ("Accept", "Authorization", "Content-Type", "User-Agent")
+PART_BYTES = 2 * 1024**2
+PATIENCE = 60.0
+"""Seconds for the body of a request."""
+_PASSED_ON = ("Accept", "Authorization", "Content-Encoding", "Content-Type", "User-Agent")
 _HOP_BY_HOP = frozenset(
     {"connection", "content-length", "date", "keep-alive", "server", "transfer-encoding"}
 )
@@ -100,15 +104,41 @@ def improve(service: type) -> None:
     async def _batch_handler_template(
         self: Any, requests: Any, api_route: str, max_latency: int
     ) -> Any:
-        self.meter.batches.labels(f"/{api_route}").observe(len(requests))
-        return await batch(self, requests, api_route, max_latency)
+        answers: list[Any] = []
+        for part in parts(requests):
+            self.meter.batches.labels(f"/{api_route}").observe(len(part))
+            answers += await batch(self, part, api_route, max_latency)
+        return answers
 
     members.__init__ = __init__
     members.make_app = make_app
     members._batch_handler_template = _batch_handler_template
     members.request_dispatcher = _only_posts_in_batches(members.request_dispatcher)
     members.relay_handler = relay
-    web.RequestHandler.handle_error = _unreadable  # type: ignore[method-assign]
+    read_plainly()
+
+
+def read_plainly() -> None:
+    """Leave bodies packed, and quote nothing of a request that is no HTTP."""
+    connection: Any = web.RequestHandler
+    connection.handle_error = _unreadable
+    # a megabyte may hold a gigabyte, that all other requests would wait for
+    connection.__init__.__kwdefaults__["auto_decompress"] = False
+
+
+def parts(requests: Sequence[Any]) -> Iterator[Sequence[Any]]:
+    """Divide a batch so that none has many large bodies.
+
+    A worker that takes longer than its time-out over one batch is killed, and all in it fail.
+    """
+    start = size = 0
+    for place, request in enumerate(requests):
+        length = len(request.body or b"")
+        if place > start and size + length > PART_BYTES:
+            yield requests[start:place]
+            start, size = place, 0
+        size += length
+    yield requests[start:]
 
 
 def _unreadable(
@@ -152,6 +182,8 @@ def metrics() -> web.Response:
 async def answer(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Answer a request, whatever happens; a refusal is one line of plain text."""
     try:
+        if not await _received(request):
+            return line(408)
         response = await handler(request)
         if isinstance(response, web.HTTPException):
             raise response
@@ -174,6 +206,16 @@ async def answer(request: web.Request, handler: Handler) -> web.StreamResponse:
     if response.status >= 400 and response.content_type == "text/html":
         return line(response.status, headers=_kept(response.headers, {"allow"}))
     return response
+
+
+async def _received(request: web.Request) -> bool:
+    """Wait for the body, which stays in the request; a client that never ends it holds a socket."""
+    try:
+        async with asyncio.timeout(PATIENCE):
+            await request.read()
+    except TimeoutError:
+        return False
+    return True
 
 
 def line(

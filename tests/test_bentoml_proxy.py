@@ -1,0 +1,80 @@
+"""The proxy in front of the API workers: what one client may take from the others."""
+
+import asyncio
+import gzip
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+pytest.importorskip("ktt_bentoml_compat", reason="pip install ./packages/bentoml-py311")
+pytestmark = pytest.mark.filterwarnings("ignore:.*find_spec:ImportWarning")
+
+
+def sent(*sizes: int) -> list[Any]:
+    return [SimpleNamespace(body=bytes(size)) for size in sizes]
+
+
+def test_a_batch_is_divided_by_the_size_of_its_bodies() -> None:
+    from ktt_bentoml_compat.proxy import PART_BYTES, parts
+
+    small = sent(*[1000] * 64)
+    assert list(parts(small)) == [small]
+    mixed = sent(10, PART_BYTES, PART_BYTES + 1, 10, PART_BYTES // 2, PART_BYTES // 2, 10)
+    divided = list(parts(mixed))
+    assert [one for part in divided for one in part] == mixed
+    assert [len(part) for part in divided] == [1, 1, 1, 2, 2]
+    assert [len(part) for part in parts(sent(0))] == [1]
+
+
+def talk(message: bytes) -> tuple[bytes, list[bytes]]:
+    """Send this to a server that answers as the proxy does; its answer, the bodies it got."""
+    from aiohttp import web
+    from ktt_bentoml_compat import proxy
+
+    bodies: list[bytes] = []
+
+    async def handler(request: web.Request) -> web.Response:
+        bodies.append(await request.read())
+        return web.Response(text="done")
+
+    async def run() -> bytes:
+        app = web.Application(middlewares=[web.middleware(proxy.answer)])
+        app.router.add_post("/", handler)
+        runner = web.AppRunner(app)
+        await runner.setup()
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        reader, writer = await asyncio.open_connection(*runner.addresses[0][:2])
+        writer.write(message)
+        answer = await asyncio.wait_for(reader.readuntil(b"\r\n"), 10)
+        writer.close()
+        await runner.cleanup()
+        return answer
+
+    return asyncio.run(run()), bodies
+
+
+def test_a_zipped_body_is_passed_on_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A megabyte of it may be a gigabyte, which all other requests would wait for."""
+    from aiohttp import web
+    from ktt_bentoml_compat.proxy import read_plainly
+
+    monkeypatch.setattr(web.RequestHandler, "handle_error", web.RequestHandler.handle_error)
+    options: Any = web.RequestHandler.__init__.__kwdefaults__
+    monkeypatch.setitem(options, "auto_decompress", True)  # as it was, when the test is over
+    read_plainly()
+    body = gzip.compress(b"0" * 1_000_000)
+    head = f"POST / HTTP/1.1\r\nHost: a\r\nContent-Encoding: gzip\r\nContent-Length: {len(body)}"
+    answer, bodies = talk(f"{head}\r\n\r\n".encode() + body)
+    assert answer.startswith(b"HTTP/1.1 200")
+    assert bodies == [body]
+
+
+def test_a_body_that_does_not_end_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ktt_bentoml_compat import proxy
+
+    monkeypatch.setattr(proxy, "PATIENCE", 0.2)
+    answer, bodies = talk(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n{")
+    assert answer.startswith(b"HTTP/1.1 408")
+    assert not bodies
