@@ -447,6 +447,17 @@ def test_a_frozen_monitor_goes_on_where_it_stood(make: Make) -> None:
         process.communicate(timeout=10)
 
 
+def test_what_no_one_foresaw_does_not_end_the_thread() -> None:
+    """Here the name of a host that cannot be looked up, which is no OSError."""
+    settings = Settings(interval=0.01, first_wait=0.01, longest_wait=0.01, flush=0.1)
+    reporter = Reporter(("a..b", 9), ["A"], Tally(), settings)
+    reporter.offer_feedback("0f" * 16, ["A"])
+    time.sleep(0.2)
+    assert reporter._thread is not None
+    assert reporter._thread.is_alive()
+    reporter.close()
+
+
 # -- where it is --------------------------------------------------------------------------
 
 
@@ -464,7 +475,9 @@ def test_a_wrong_port_is_one_line(port: str) -> None:
         monitor_address({"EVIDENTLY_PORT": port})
 
 
-@pytest.mark.parametrize("host", ["http://a", "a:5001", "a b", "a/b", "-a", "a\n", "ä"])
+@pytest.mark.parametrize(
+    "host", ["http://a", "a:5001", "a b", "a/b", "-a", "a\n", "ä", "a..b", "a" * 64]
+)
 def test_a_wrong_host_is_one_line(host: str) -> None:
     with pytest.raises(UserError, match="EVIDENTLY_HOST=.*Give its name"):
         monitor_address({"EVIDENTLY_HOST": host})

@@ -41,7 +41,7 @@ SENT, DROPPED, REFUSED = "sent", "dropped", "refused"
 ANSWER_BYTES = 65_536
 
 _PATHS = {ROWS: "/iterate", FEEDBACK: "/feedback"}
-_HOST_NAME = re.compile(r"[A-Za-z0-9_]([A-Za-z0-9._-]{0,251}[A-Za-z0-9_.])?")
+_HOST_NAME = re.compile(r"(?=.{1,253}$)\w([\w-]{0,61}\w)?(\.\w([\w-]{0,61}\w)?)*\.?", re.ASCII)
 _STALE = (http.client.RemoteDisconnected, ConnectionResetError, BrokenPipeError)
 """What a connection says that the other side has closed since its last use."""
 
@@ -318,7 +318,7 @@ class Reporter:
             return self._landed(DROPPED, items)
         try:
             status = connection.post(_PATHS[kind], body)
-        except (OSError, http.client.HTTPException) as error:
+        except Exception as error:  # whatever it is: without its thread nothing is ever sent again
             return self._failed(type(error).__name__)
         if 200 <= status < 300:
             self._tell("")
