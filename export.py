@@ -181,7 +181,7 @@ def _export_bundle(
     reference: Path | pa.Table | None,
 ) -> Path:
     from utils.bundle import write_bundle
-    from utils.deployment import write_deployment
+    from utils.deployment import LEAST_ROWS, row_count, write_deployment
 
     folder = layout.bundle(model.name, model.info["dataset"])
     service_file = PROJECT_ROOT / "models" / model.name / "bentoml" / "svc_lts.py"
@@ -198,6 +198,11 @@ def _export_bundle(
         )
         _say_quantization(classifier)
         if reference is not None:
+            if (rows := row_count(reference)) < LEAST_ROWS:
+                cli.say(
+                    f"The monitoring service will not start: the reference set has {rows} rows, it "
+                    f"needs {LEAST_ROWS}. Adapt the dataset with a larger test split."
+                )
             columns = model.score_columns()
             return write_deployment(
                 folder,

@@ -128,7 +128,7 @@ def test_the_reference_set_beside_the_checkpoint_is_taken(trained: Layout) -> No
     beside = checkpoint.with_name(f"{checkpoint.stem}_reference.parquet")
     pq.write_table(made.slice(0, 5), beside)
     shutil.rmtree(trained.dataset("tiny"))
-    folder = exported(trained)
+    assert "will not start: the reference set has 5 rows" in run("--monitoring").output
     assert pq.read_table(folder / "monitoring" / "references.parquet").num_rows == 5
     config = yaml.safe_load((folder / "monitoring" / "evidently.yaml").read_text())
     assert set(config["prediction"]) < set(made.column_names)

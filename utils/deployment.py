@@ -29,6 +29,9 @@ VERSIONS = {"prometheus": "v2.42.0", "grafana": "11.6.14", "alertmanager": "v0.2
 """Of the images. The dashboard is built for Grafana's (see requirements-dev.txt)."""
 
 WRITTEN = ("docker-compose.yaml", "inference", "monitoring", "prometheus", "grafana")
+LEAST_ROWS = 20
+"""Of a reference set: with fewer the monitoring service does not start."""
+
 _PASSWORD = re.compile(r"^[ \t]*KTT_GRAFANA_PASSWORD[ \t]*=[ \t]*\S", re.MULTILINE)
 _NOT_COPIED = shutil.ignore_patterns("__pycache__", "tests", "data")
 
@@ -193,6 +196,15 @@ def _write_secret(path: Path, text: str) -> None:
 
 
 # -- the reference set ----------------------------------------------------------------------
+
+
+def row_count(reference: Path | pa.Table) -> int:
+    """Rows of a reference set."""
+    import pyarrow.parquet as pq
+
+    if isinstance(reference, Path):
+        return int(pq.read_metadata(reference).num_rows)
+    return reference.num_rows
 
 
 def fits(reference: Path, columns: Iterable[str]) -> bool:
