@@ -129,7 +129,7 @@ def reference_set(layout: Layout, model: Model, checkpoint: Path) -> Path | pa.T
     except UserError as error:
         raise UserError(
             f"Monitoring needs the reference set {beside.name}, which is missing, and it cannot "
-            f"be made: {error.message.rstrip('.')}. {fix}"
+            f"be made: {error.message.rstrip(' .…')}. {fix}"
         ) from error
     if dataset.fingerprint != model.info.get("fingerprint"):
         raise UserError(
@@ -223,6 +223,8 @@ def export_all(layout: Layout, pairs: Sequence[tuple[str, str]], options: Option
         try:
             for folder in export(layout, *pair, options):
                 cli.say(f"Wrote {folder}")
+                if options.monitoring and (folder / "docker-compose.yaml").exists():
+                    cli.say(f"Start it: cd {folder} && docker-compose up -d --build")
         except Exception as error:
             if len(pairs) == 1:
                 raise
@@ -252,7 +254,7 @@ EPILOG = """Examples:
 @click.option("--bento", is_flag=True, help="Write a service bundle to build/.")
 @click.option(
     "--monitoring", is_flag=True,
-    help="With --bento: monitoring, Prometheus and Grafana too, for docker-compose up.",
+    help="Write the bundle with monitoring, Prometheus and Grafana, for docker-compose up.",
 )  # fmt: skip
 @click.option("--best/--latest", "best", default=True, help="Which checkpoint.  [default: best]")
 @click.option("-t", "--time", help="Export the run of this time: YYYY-MM-DDTHH:MM:SS.")
