@@ -85,6 +85,17 @@ def test_nothing_is_reported_unless_asked_for(tmp_path: Path) -> None:
     assert python(code, tmp_path).split() == ["0", "1"]
 
 
+def test_log_files_stay_small(tmp_path: Path) -> None:
+    printed = python(
+        "from bentoml.utils.log import get_logging_config_dict as configuration\n"
+        "handlers = configuration('INFO', '/logs', True, True)['handlers'].values()\n"
+        "sizes = [h['maxBytes'] * (1 + h['backupCount']) for h in handlers if 'filename' in h]\n"
+        "print(len(sizes), sum(sizes) <= 30_000_000)",
+        tmp_path,
+    )
+    assert printed.split() == ["3", "True"]
+
+
 def test_merged_requests_pass_and_a_pickle_that_runs_code_does_not(tmp_path: Path) -> None:
     code = (
         "import os, pickle\n"

@@ -17,6 +17,7 @@ _TOUCHED = frozenset(
     {
         "bentoml.types",
         "bentoml.utils.cloudpickle",
+        "bentoml.utils.log",
         "bentoml.utils.usage_stats",
         "bentoml.marshal.marshal",
         "bentoml.marshal.utils",

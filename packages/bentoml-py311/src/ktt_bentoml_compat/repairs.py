@@ -18,6 +18,8 @@ from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from types import CodeType, ModuleType
 from typing import Any
 
+LOG_BYTES = 5_000_000
+
 # setuptools is held below 81 for bentoml's sake, so its announcement says nothing new
 warnings.filterwarnings("ignore", "pkg_resources is deprecated as an API", UserWarning)
 
@@ -217,9 +219,31 @@ class GunicornConfigLoader(SourceFileLoader):
         module.__dict__["child_exit"] = module.__dict__["worker_exit"]
 
 
+class LogLoader(SourceFileLoader):
+    """`bentoml.utils.log`: log files small enough for the memory that a container has for them.
+
+    As released each of three may grow to 100 MB, and have up to ten older ones beside it.
+    """
+
+    def exec_module(self, module: ModuleType) -> None:
+        super().exec_module(module)
+        configuration = module.__dict__["get_logging_config_dict"]
+
+        @functools.wraps(configuration)
+        def bounded(*arguments: Any, **options: Any) -> dict[str, Any]:
+            found: dict[str, Any] = configuration(*arguments, **options)
+            for handler in found["handlers"].values():
+                if "maxBytes" in handler:
+                    handler |= {"maxBytes": LOG_BYTES, "backupCount": 1}
+            return found
+
+        module.__dict__["get_logging_config_dict"] = bounded
+
+
 _LOADERS: dict[str, type[SourceFileLoader]] = {
     "bentoml.types": HashableHeadersLoader,
     "bentoml.utils.cloudpickle": CloudpickleLoader,
+    "bentoml.utils.log": LogLoader,
     "bentoml.utils.usage_stats": UsageStatsLoader,
     "bentoml.marshal.utils": MessageLoader,
     "bentoml.marshal.marshal": ProxyLoader,
