@@ -106,7 +106,9 @@ def test_predictions_do_not_notice_that_the_monitor_is_away(
     log.info("99 %% of the requests within: %s", ", ".join(said))
     assert {outcome.status for outcome in load.outcomes} == {200}
     # machines that run tests are noisy; benchmarks/outages.py measures it with care
-    assert max(p99.values()) <= 2 * p99["before"] + 0.02, p99
+    healthy = max(seconds for name, seconds in p99.items() if name not in OUTAGES)
+    assert healthy < 1, p99
+    assert max(p99[how] for how in OUTAGES) <= 2 * healthy + 0.02, p99
     system.wait_for(lambda: queued(system) == 0, 10)
     assert answered(system) == len(load.outcomes) == rows(system, "sent")
     assert rows(system, "dropped") == rows(system, "refused") == 0
