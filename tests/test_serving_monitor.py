@@ -168,12 +168,13 @@ def test_a_body_has_the_columns_of_the_wire_format() -> None:
         assert row[7] == name
 
 
-def test_features_have_six_digits_and_are_numbers() -> None:
+def test_features_arrive_as_the_32_bit_floats_that_they_are() -> None:
     batch = observed(1, features=5)
     batch.features[:] = [np.nan, np.inf, -np.inf, 0.123456789, 1e-20]
     data = json.loads(rows_body([(batch, 0, "x")], LABELS and ['"A"'] * 4))["data"][0]
     assert all(isinstance(value, int | float) and np.isfinite(value) for value in data[1:6])
-    assert data[4] == 0.123457
+    assert np.float32(data[4]) == batch.features[0, 3]
+    assert len(str(data[4])) <= 11
 
 
 # -- a monitor that works -----------------------------------------------------------------
@@ -188,6 +189,15 @@ def test_every_row_arrives_once_and_in_order(monitor: Monitor, make: Make) -> No
     until(lambda: tally.queued == 0)
     assert tally.counts == {ROWS_SENT: 420}
     assert monitor.connections == 1  # kept alive
+
+
+def test_wide_rows_are_sent_in_bodies_that_the_monitor_takes(monitor: Monitor, make: Make) -> None:
+    reporter, tally = make(monitor.port)
+    wide = observed(3, features=400_000)
+    reporter.offer(wide, ["1", "2", "3"])
+    until(lambda: len(monitor.rows) == 3)
+    assert monitor.sizes == [2, 1]
+    assert tally.counts == {ROWS_SENT: 3}
 
 
 def test_one_row_does_not_wait_for_others(monitor: Monitor, make: Make) -> None:

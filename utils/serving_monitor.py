@@ -26,11 +26,13 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
+import orjson
 
 from utils.errors import UserError
 
 if TYPE_CHECKING:
     from utils.classifier import Observed
+    from utils.decode import Floats
 
 log = logging.getLogger("bentoml.monitor")  # the servers of a bundle show the loggers of bentoml
 
@@ -39,6 +41,7 @@ DEFAULT_ADDRESS = ("localhost", 5001)
 ROWS, FEEDBACK = "rows", "feedback"
 SENT, DROPPED, REFUSED = "sent", "dropped", "refused"
 ANSWER_BYTES = 65_536
+BODY_VALUES = 1_000_000  # some 11 MB; the monitor takes 16 MiB
 
 _PATHS = {ROWS: "/iterate", FEEDBACK: "/feedback"}
 _HOST_NAME = re.compile(r"(?=.{1,253}$)\w([\w-]{0,61}\w)?(\.\w([\w-]{0,61}\w)?)*\.?", re.ASCII)
@@ -143,15 +146,8 @@ def _is_address(host: str) -> bool:
 # -- bodies ---------------------------------------------------------------------------------
 
 
-@cache
-def _row_form(features: int, best: int) -> str:
-    """What one row looks like in JSON."""
-    scores = ",".join(["[%d,%.6g]"] * best)
-    return f"[%s{',%.6g' * features},%.6g,%d,[{scores}],%s]"
-
-
 def rows_body(rows: Sequence[Row], labels: Sequence[str]) -> bytes:
-    """The body of ``POST /iterate``.
+    """The body of ``POST /iterate``; features with the digits that tell 32-bit floats apart.
 
     Parameters
     ----------
@@ -160,23 +156,39 @@ def rows_body(rows: Sequence[Row], labels: Sequence[str]) -> bytes:
     """
     width = rows[0][0].features.shape[1]
     columns = ["targets", *map(str, range(width)), "confidence", "length", "scores", "id"]
-    return f'{{"columns":{json.dumps(columns)},"data":[{",".join(_cells(rows, labels))}]}}'.encode()
+    head = b'{"columns":' + orjson.dumps(columns) + b',"data":['
+    return head + b",".join(_cells(rows, labels)) + b"]}"
 
 
-def _cells(rows: Iterable[Row], labels: Sequence[str]) -> Iterator[str]:
+def _cells(rows: Iterable[Row], labels: Sequence[str]) -> Iterator[bytes]:
     for _, group in itertools.groupby(rows, key=lambda row: id(row[0])):
         together = list(group)  # consecutive rows of one batch
         observed, first, _ = together[0]
         part = slice(first, first + len(together))
-        form = _row_form(observed.features.shape[1], observed.top.shape[1])
-        features = np.nan_to_num(observed.features[part]).tolist()
+        features = _lists(observed.features[part])
         top, probs = observed.top[part].tolist(), observed.probs[part].tolist()
+        form = _row_form(observed.top.shape[1])
         for place, length in enumerate(observed.lengths[part].tolist()):
             scores = itertools.chain.from_iterable(zip(top[place], probs[place], strict=True))
-            yield form % (
-                labels[top[place][0]], *features[place], probs[place][0], length, *scores,
-                json.dumps(together[place][2]),
-            )  # fmt: skip
+            rest = form % (probs[place][0], length, *scores, json.dumps(together[place][2]))
+            yield b"[%b,%b%b" % (labels[top[place][0]].encode(), features[place], rest.encode())
+        time.sleep(0)  # a prediction that waits for the interpreter may have it now
+
+
+@cache
+def _row_form(best: int) -> str:
+    """What follows the features of a row, in JSON."""
+    scores = ",".join(["[%d,%.6g]"] * best)
+    return f"%.6g,%d,[{scores}],%s]"
+
+
+def _lists(values: Floats) -> list[bytes]:
+    """Each row of numbers in JSON: without brackets, with a comma at the end if it has any."""
+    if not values.size:
+        return [b""] * len(values)
+    finite = np.nan_to_num(values.astype(np.float32))
+    held = orjson.dumps(finite, option=orjson.OPT_SERIALIZE_NUMPY)
+    return [row + b"," for row in held[2:-2].split(b"],[")]
 
 
 # -- the reporter ---------------------------------------------------------------------------
@@ -299,7 +311,7 @@ class Reporter:
     def _send(self, connection: _Connection) -> bool:
         """Try to send a batch; what could not be delivered goes back to where it was."""
         with self._lock:
-            count = min(len(self._queue), self._settings.batch)
+            count = min(len(self._queue), self._settings.batch, self._fitting())
             self._flying = [self._queue.popleft() for _ in range(count)]
             rows = [item for item in self._flying if isinstance(item, tuple)]
             feedback = [item for item in self._flying if isinstance(item, dict)]
@@ -309,6 +321,12 @@ class Reporter:
             for kind, items in ((ROWS, rows), (FEEDBACK, feedback))
             if items
         )
+
+    def _fitting(self) -> int:
+        """How many rows like the oldest one have no more than `BODY_VALUES` features."""
+        oldest = self._queue[0] if self._queue else None
+        width = oldest[0].features.shape[1] if isinstance(oldest, tuple) else 1
+        return max(1, BODY_VALUES // max(width, 1))
 
     def _deliver(self, connection: _Connection, kind: str, items: Sequence[Any]) -> bool:
         try:

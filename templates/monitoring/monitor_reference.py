@@ -94,7 +94,7 @@ def _read(
     )
     rows = Rows(
         classes=best,
-        features=_rounded(_table(file, [str(i) for i in range(features)], path)),
+        features=_single(_table(file, [str(i) for i in range(features)], path)),
         confidence=sure,
         length=_numbers(file, "length", path)
         if "length" in names
@@ -191,13 +191,10 @@ def _from_scores(file: pq.ParquetFile, scores: list[str], columns: Columns) -> t
     return np.array(columns.classes)[np.concatenate(best)], np.concatenate(sure)
 
 
-def _rounded(values: Floats) -> Floats:
-    """Six significant digits, as live features are sent."""
-    sizes = np.abs(values)
-    # Others are next to nothing, or wrong and found so.
-    usual = (sizes > 1e-30) & (sizes < 1e30)
-    scale = 10.0 ** (5 - np.floor(np.log10(np.where(usual, sizes, 1))))
-    return np.where(usual, np.round(np.where(usual, values, 0) * scale) / scale, values)
+def _single(values: Floats) -> Floats:
+    """As 32-bit floats, which live features are."""
+    with np.errstate(over="ignore"):
+        return values.astype(np.float32).astype(np.float64)
 
 
 def _check(rows: Rows, path: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import logging
 import math
@@ -23,7 +24,7 @@ from monitor_drift import Rows
 from monitor_tree import Ints
 from monitor_wire import Answered, Columns, Scores
 
-FORMAT = "1"
+FORMAT = "2"
 NAME = "window.sqlite"
 HISTORY = 50_000  # answers that feedback can still be about
 WAITING = 10_000  # feedback that has come before its row
@@ -197,40 +198,35 @@ class Window:
         matched : int
             Rows whose true label had come before them.
         """
-        new = matched = 0
         with self._use() as held:
-            for place in range(len(batch.rows)):
-                seq = self._add(held, batch, place)
-                new += seq is not None
-                matched += seq is not None and _labelled(held, seq, batch.ids[place])
+            (last,) = held.execute("SELECT coalesce(max(seq), 0) FROM answers").fetchone()
+            new = self._add(held, batch, last + 1)
+            matched = _label_new(held, last)
             self._trim(held)
         return new, matched
 
-    def _add(self, held: sqlite3.Connection, batch: Answered, place: int) -> int | None:
+    def _add(self, held: sqlite3.Connection, batch: Answered, first: int) -> int:
+        """Insert what is not there yet, by numbers from `first` on."""
         rows = batch.rows
-        found = held.execute(
-            "INSERT OR IGNORE INTO answers (id, class, confidence, scores) VALUES (?, ?, ?, ?)",
-            (
-                batch.ids[place],
-                int(rows.classes[place]),
-                float(rows.confidence[place]),
-                json.dumps(batch.scores[place]),
-            ),
+        classes, confidence = rows.classes.tolist(), rows.confidence.tolist()
+        scores = (json.dumps(pairs) for pairs in batch.scores)
+        held.executemany(
+            "INSERT OR IGNORE INTO answers (seq, id, class, confidence, scores) "
+            "VALUES (?, ?, ?, ?, ?)",
+            zip(itertools.count(first), batch.ids, classes, confidence, scores),
         )
-        if not found.rowcount:
-            return None
-        length = float(rows.length[place])
-        held.execute(
+        found = held.execute("SELECT seq FROM answers WHERE seq >= ? ORDER BY seq", (first,))
+        new = [seq for (seq,) in found]
+        lengths = [None if math.isnan(length) else length for length in rows.length.tolist()]
+        held.executemany(
             "INSERT INTO rows VALUES (?, ?, ?, ?, ?)",
             (
-                found.lastrowid,
-                int(rows.classes[place]),
-                float(rows.confidence[place]),
-                None if math.isnan(length) else length,
-                rows.features[place].tobytes(),
+                (seq, classes[at], confidence[at], lengths[at], rows.features[at].tobytes())
+                for seq in new[-self.size :]
+                for at in (seq - first,)
             ),
         )
-        return found.lastrowid
+        return len(new)
 
     def _trim(self, held: sqlite3.Connection) -> None:
         (last,) = held.execute("SELECT max(seq) FROM answers").fetchone()
@@ -280,10 +276,10 @@ class Window:
                 "SELECT class, confidence, length, features FROM rows ORDER BY seq DESC LIMIT ?",
                 (self.size,),
             ).fetchall()[::-1]
-        features = np.frombuffer(b"".join(row[3] for row in found), dtype=np.float64)
+        features = np.frombuffer(b"".join(row[3] for row in found), dtype=np.float32)
         return Rows(
             classes=np.array([row[0] for row in found], dtype=np.int64),
-            features=features.reshape(len(found), self.columns.features),
+            features=features.reshape(len(found), self.columns.features).astype(np.float64),
             confidence=np.array([row[1] for row in found], dtype=np.float64),
             length=np.array([math.nan if row[2] is None else row[2] for row in found]),
         )
@@ -306,16 +302,16 @@ class Window:
         )
 
 
-def _labelled(held: sqlite3.Connection, seq: int, name: str | None) -> bool:
-    """Give a new row the true class that waited for it."""
-    if name is None:
-        return False
-    waiting = held.execute("SELECT truth FROM feedback WHERE id = ?", (name,)).fetchone()
-    if waiting is None:
-        return False
-    held.execute("UPDATE answers SET truth = ? WHERE seq = ?", (waiting[0], seq))
-    held.execute("DELETE FROM feedback WHERE id = ?", (name,))
-    return True
+def _label_new(held: sqlite3.Connection, last: int) -> int:
+    """Give the answers after a number the true classes that waited for them; how many there are."""
+    held.execute(
+        "UPDATE answers SET truth = (SELECT truth FROM feedback WHERE id = answers.id) "
+        "WHERE seq > ? AND id IN (SELECT id FROM feedback)",
+        (last,),
+    )
+    return held.execute(
+        "DELETE FROM feedback WHERE id IN (SELECT id FROM answers WHERE seq > ?)", (last,)
+    ).rowcount
 
 
 def _line(error: BaseException) -> str:
