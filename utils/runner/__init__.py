@@ -1,0 +1,7 @@
+"""A loaded model that many callers share, in batches, here or in worker processes."""
+
+from utils.runner.opening import Opener, opener
+from utils.runner.runner import Method, Runner
+from utils.runner.signatures import DEFAULT_SIGNATURES, Signature
+
+__all__ = ["DEFAULT_SIGNATURES", "Method", "Opener", "Runner", "Signature", "opener"]

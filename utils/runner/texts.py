@@ -1,0 +1,79 @@
+"""The methods of a trained text classifier, as a runner calls them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from utils.classifier import Answer, Classifier
+from utils.decode import Floats
+from utils.manifest import ServiceInfo
+from utils.predicting.pipeline import Source
+
+METHODS = ("predict", "classify", "__call__")
+
+
+class TextModel:
+    """What answers texts: a source with the methods that signatures name.
+
+    Parameters
+    ----------
+    source
+        An export or a checkpoint.
+    """
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        nobody = ServiceInfo(model="", dataset="", checkpoint=source.checkpoint)
+        self._classifier = Classifier(
+            _Scorer(source), source.hierarchy, source.temperature, {}, nobody
+        )
+
+    def predict(self, texts: Sequence[str]) -> list[tuple[str, ...]]:
+        """Answer with paths: names, root first."""
+        if not texts:
+            return []
+        found, _, _ = self._classifier.predict(texts)
+        path = self.source.hierarchy.path
+        return [path(end) for end in found.ends.tolist()]
+
+    def classify(self, texts: Sequence[str]) -> list[Answer]:
+        """Answer with paths, their confidence and other paths."""
+        return self._classifier.answer(texts)
+
+    def __call__(self, texts: Sequence[str]) -> Floats:
+        """Score texts, as the model does; shape (rows, classes)."""
+        return self._classifier.scorer.score(texts)[0]
+
+
+class _Scorer:
+    """A source as a scorer."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+
+    def score(self, texts: Sequence[str]) -> tuple[Floats, Floats]:
+        """Score texts; none of them too."""
+        rows = self._source.encode(list(texts) or [""])
+        scores, features = self._source.run(rows)
+        return scores[: len(texts)], features[: len(texts)]
+
+
+def checked_texts(texts: Any, method: str) -> list[str]:
+    """What a caller gave, as a list of texts.
+
+    Raises
+    ------
+    TypeError
+        It is none.
+    """
+    wanted = f"{method} takes a text or a sequence of texts"
+    if isinstance(texts, str):
+        return [texts]
+    if isinstance(texts, (bytes, bytearray, Mapping)) or not isinstance(texts, Iterable):
+        raise TypeError(f"{wanted}, not {type(texts).__name__}.")
+    found = list(texts)
+    for place, text in enumerate(found):
+        if not isinstance(text, str):
+            raise TypeError(f"{wanted}; item {place} is {type(text).__name__}.")
+    return found
