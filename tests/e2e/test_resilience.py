@@ -14,7 +14,7 @@ import pytest
 from utils.data import load_dataset
 from utils.deployed import OUTAGES, Deployed, deployed, outage, why_not
 from utils.paths import Layout
-from utils.steady import Outcome, Steady, Texts, quantile
+from utils.steady import NO_ANSWER, Outcome, Steady, Texts, quantile
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 log = logging.getLogger(__name__)
@@ -147,10 +147,13 @@ def at(system: Deployed, expr: str, when: float) -> object:
 
 def test_killed_inference_comes_back(system: Deployed, texts: list[str]) -> None:
     got = received(system)
-    system.run.kill("inference")
     with load_on(system, texts) as load:
+        assert {outcome.status for outcome in phase(load, 2)} == {200}
+        system.run.kill("inference")
+        killed = time.monotonic()
         system.wait_for(lambda: system.ready("inference"), 60)
         back = time.monotonic()
+        assert {outcome.status for outcome in load.between(killed, back)} <= {200, NO_ANSWER}
         assert {outcome.status for outcome in phase(load, 5)} == {200}
         system.wait_for(lambda: received(system) > got, RECOVERS_WITHIN)
     assert {outcome.status for outcome in load.between(back, time.monotonic())} == {200}
