@@ -162,6 +162,34 @@ def validation_rows(layout: Layout, model: Model) -> Evidence:
     return Evidence(rows=None, origin=f"generated texts: {reason}")
 
 
+def by_small_graph(layout: Layout, model: Model, classifier: Path) -> pa.Table | None:
+    """The reference set as an exported 8-bit graph answers it; None if there is no such graph.
+
+    Live answers are compared with it, and they are that graph's. Without the rows that the model
+    was tested on its own answers have to do.
+    """
+    from utils.classifier import Classifier
+    from utils.data import load_dataset
+
+    if not read_manifest(classifier).get("quantization"):
+        return None
+    name = model.info["dataset"]
+    try:
+        dataset = load_dataset(layout, name)
+    except UserError as error:
+        cli.say(f"The reference set is the model's, not its 8-bit graph's: {error.message}")
+        return None
+    if dataset.fingerprint != model.info.get("fingerprint"):
+        cli.say(
+            "The reference set is the model's, not its 8-bit graph's: dataset "
+            f"{name!r} has other rows than those that it was trained with."
+        )
+        return None
+    with cli.progress("reference set") as progress:
+        scorer = Classifier.load(classifier).scorer
+        return model.gen_reference_set(dataset.test, progress, scorer)
+
+
 def _say_quantization(folder: Path) -> None:
     """Say what int8 cost, if a folder has it."""
     if found := read_manifest(folder).get("quantization"):
@@ -198,6 +226,8 @@ def _export_bundle(
         )
         _say_quantization(classifier)
         if reference is not None:
+            small = by_small_graph(layout, model, classifier)
+            reference = reference if small is None else small
             if (rows := row_count(reference)) < LEAST_ROWS:
                 cli.say(
                     f"The monitoring service will not start: the reference set has {rows} rows, it "

@@ -38,6 +38,7 @@ from utils.tracking import TRAINED
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from utils.decode import Scorer
     from utils.scorers import FrontEnd
 
 log = logging.getLogger(__name__)
@@ -48,6 +49,7 @@ Progress = Callable[[int, int], None]
 VALIDATION_CELLS = 250_000_000  # scores held while validating: 1 GB
 LIBRARIES = ("torch", "transformers", "tokenizers", "onnx", "onnxruntime", "numpy", "pystemmer")
 REFERENCE_CELLS = 20_000_000  # numbers in a reference set
+REFERENCE_BATCH = 1024  # rows that another scorer gets at once
 REFERENCE_ENDS = ("predicted", "confidence", "length")
 """The last columns of a reference set."""
 
@@ -273,8 +275,15 @@ class Model(ABC):
         found = decode(scores, self.hierarchy, self.tree, self.temperature)
         return {"nll": loss, **evaluate(found, val.codes)}
 
-    def gen_reference_set(self, split: Split, progress: Progress | None = None) -> pa.Table:
+    def gen_reference_set(
+        self, split: Split, progress: Progress | None = None, scorer: Scorer | None = None
+    ) -> pa.Table:
         """What the monitoring service compares live traffic with.
+
+        Parameters
+        ----------
+        scorer
+            What answers in this model's place: its exported graph, say.
 
         Returns
         -------
@@ -291,7 +300,10 @@ class Model(ABC):
         if len(split) > limit:
             split = split.take(np.linspace(0, len(split) - 1, limit).astype(int))
         features, probs, answers, done = [], [], [], 0
-        for scores, pooled in self.score_batches(split.texts):
+        texts = list(split.texts)
+        starts = range(0, len(texts), REFERENCE_BATCH)
+        parts = (texts[start : start + REFERENCE_BATCH] for start in starts)
+        for scores, pooled in map(scorer.score, parts) if scorer else self.score_batches(texts):
             features.append(pooled)
             log_probs = leaf_log_probs(scores, self.tree, self.temperature)
             answers.append(log_probs.argmax(axis=1))

@@ -14,6 +14,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
+from export import by_small_graph
 from models import MODELS
 from models.model import Model
 from tests.helpers_torch import tiny_encoder
@@ -33,8 +34,13 @@ TEXTS = [*ODD_TEXTS, "\ud83d", "wash " * 2000, *tiny_rows(30, seed=3)[0]]
 
 
 @pytest.fixture(scope="module")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    return write_tiny_dataset(Layout(tmp_path_factory.mktemp("project")), "tiny")
+def layout(tmp_path_factory: pytest.TempPathFactory) -> Layout:
+    return Layout(tmp_path_factory.mktemp("project"))
+
+
+@pytest.fixture(scope="module")
+def dataset(layout: Layout) -> Dataset:
+    return write_tiny_dataset(layout, "tiny")
 
 
 @pytest.fixture(scope="module", params=sorted(MODELS))
@@ -242,6 +248,43 @@ def test_a_part_that_differs_is_an_error(
 # -- int8 ---------------------------------------------------------------------------------
 
 
+def loosen_the_gate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Models this small, hardly trained, flip more decisions than real ones."""
+    monkeypatch.setattr(parity, "EQUAL_DECISIONS", 0.5)
+    monkeypatch.setattr(parity, "ACCURACY_LOSS", 0.5)
+
+
+def test_monitoring_compares_8_bit_answers_with_8_bit_answers(
+    model: Model,
+    layout: Layout,
+    dataset: Dataset,
+    evidence: Evidence,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    loosen_the_gate(monkeypatch)
+    monkeypatch.setattr(
+        model, "info", {"dataset": dataset.name, "fingerprint": dataset.fingerprint}
+    )
+    folder = tmp_path / "classifier"
+    model.export_classifier(folder, evidence=evidence)
+    assert by_small_graph(layout, model, folder) is None
+    model.export_classifier(folder, quantize="int8", evidence=evidence)
+    found = by_small_graph(layout, model, folder)
+    assert found is not None
+    answers, _, pooled = Classifier.load(folder).predict(dataset.test.texts)
+    np.testing.assert_allclose(found["confidence"], answers.top_probs[:, 0], rtol=1e-5)
+    np.testing.assert_allclose(found["0"], pooled[:, 0], rtol=1e-5)
+    own = model.gen_reference_set(dataset.test)
+    assert own.column_names == found.column_names
+    assert not np.allclose(own["confidence"], found["confidence"], rtol=1e-5)
+    (layout.dataset(dataset.name) / "test.parquet").rename(tmp_path / "test.parquet")
+    try:
+        assert by_small_graph(layout, model, folder) is None
+    finally:
+        (tmp_path / "test.parquet").rename(layout.dataset(dataset.name) / "test.parquet")
+
+
 def test_int8_is_smaller_and_its_figures_are_in_the_manifest(
     model: Model,
     exported: Path,
@@ -249,9 +292,7 @@ def test_int8_is_smaller_and_its_figures_are_in_the_manifest(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    # models this small, hardly trained, flip more decisions than real ones
-    monkeypatch.setattr(parity, "EQUAL_DECISIONS", 0.5)
-    monkeypatch.setattr(parity, "ACCURACY_LOSS", 0.5)
+    loosen_the_gate(monkeypatch)
     model.export_onnx(tmp_path / "out", quantize="int8", evidence=evidence)
     manifest = read_json(tmp_path / "out" / "manifest.json")
     assert manifest["quantization"]["type"] == "int8"
