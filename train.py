@@ -351,17 +351,25 @@ def _finish(
         written.append(run.reference(run.best))
     dvc.add(layout.root, written, options.dvc)
     cli.say(f"Best checkpoint: {run.best}")
-    _report(layout.report(model.name, dataset.name), facts, predictions, dataset.test)
+    _report(layout, facts, predictions, dataset.test)
     return metrics
 
 
-def _report(path: Path, facts: dict[str, Any], predictions: Predictions, test: Split) -> None:
-    """Write the page about a training; what was trained counts without it too."""
+def _report(
+    layout: Layout, facts: dict[str, Any], predictions: Predictions, test: Split
+) -> None:
+    """Write the page about a training, and figures for other programs.
+
+    What was trained counts without them too.
+    """
+    from utils.figures import write_figures
     from utils.report import write_report
 
+    pair = facts["model"], facts["dataset"]
     try:
-        write_report(path, facts, predictions, test)
-        cli.say(f"Report: {path}")
+        write_figures(layout.metrics(*pair), layout.plots(*pair), facts, predictions, test)
+        write_report(layout.report(*pair), facts, predictions, test)
+        cli.say(f"Report: {layout.report(*pair)}")
     except UserError as error:
         cli.say(f"No report: {error.message}")
 

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from utils.errors import UserError
-from utils.tracking import REPORT, TENSORBOARD
+from utils.tracking import METRICS, PLOTS, REPORT, TENSORBOARD
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -61,6 +61,14 @@ class Layout:
     def report(self, model: str, dataset: str) -> Path:
         """The page about the newest training of one pair."""
         return self.output(model, dataset) / REPORT
+
+    def metrics(self, model: str, dataset: str) -> Path:
+        """Headline figures of the newest training of one pair, for other programs."""
+        return self.output(model, dataset) / METRICS
+
+    def plots(self, model: str, dataset: str) -> Path:
+        """Folder of tables to plot of the newest training of one pair."""
+        return self.output(model, dataset) / PLOTS
 
     def tensorboard(self, model: str, dataset: str, time: str) -> Path:
         """Folder of the event files of one run."""

@@ -15,8 +15,8 @@ from typing import Any
 
 log = logging.getLogger(__name__)
 
-REPORT, TENSORBOARD = "report.html", "tensorboard"
-TRAINED = (REPORT, TENSORBOARD)
+REPORT, TENSORBOARD, METRICS, PLOTS = "report.html", "tensorboard", "metrics.json", "plots"
+TRAINED = (REPORT, TENSORBOARD, METRICS, PLOTS)
 """What a training writes into a pair's folder of outputs; an export leaves it there."""
 
 Entry = dict[str, float]
