@@ -68,11 +68,7 @@ split_options = _stacked(
 )
 target_options = _stacked(
     click.option("--force", is_flag=True, help="Replace a dataset that another command made."),
-    click.option(
-        "--dvc/--no-dvc",
-        default=None,
-        help="Track the files with DVC.  [default: if the root is a DVC repository]",
-    ),
+    cli.dvc_option,
 )
 
 
@@ -214,7 +210,7 @@ def flat(paths: tuple[str, ...], name: str, **values: Any) -> None:
             **_picked(values, "seed proportion min_class_size keep_duplicates dvc force"),
         ),
     )
-    _show(adapt_flat(options, name, Layout()))
+    _show(adapt_flat(options, name, Layout(fetch=values["dvc"] is not False)))
 
 
 @main.command(cls=GroupedCommand, context_settings=CONTEXT)
@@ -239,7 +235,7 @@ def demo(name: str, rows: int, **values: Any) -> None:
         ratios=Ratios.checked(values["train_ratio"], values["val_ratio"]),
         **_picked(values, "seed dvc force"),
     )
-    _show(adapt_demo(rows, name, options, Layout()))
+    _show(adapt_demo(rows, name, options, Layout(fetch=values["dvc"] is not False)))
 
 
 def _keep_freed_memory() -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from models import MODELS
-from utils import cli
+from utils import cli, dvc
 from utils.errors import UserError, unknown
 from utils.paths import Layout
 from utils.predicting import RUNTIMES
@@ -157,6 +157,7 @@ EPILOG = """Examples:
     help="The ONNX export or the checkpoint.  [default: the checkpoint]",
 )  # fmt: skip
 @click.option("--time", help="Take the run of this time: YYYY-MM-DDTHH:MM:SS.  [default: newest]")
+@cli.fetch_option
 @click.option("-c", "--cpu", is_flag=True, help="Use the CPU even where there is a GPU.")
 @click.option("-v", "--verbose", is_flag=True, help="Log what happens.")
 def main(model: str, dataset: str, verbose: bool, cpu: bool, **values: Any) -> None:
@@ -167,7 +168,9 @@ def main(model: str, dataset: str, verbose: bool, cpu: bool, **values: Any) -> N
     if model not in MODELS:
         raise unknown("model", model, MODELS)
     values["runtime"] = values["runtime"] or "torch"
-    metrics, path = evaluate_pair(Layout(), model, dataset, values)
+    layout = Layout(fetch=values["dvc"] is not False)
+    dvc.check(layout.root, values["dvc"])
+    metrics, path = evaluate_pair(layout, model, dataset, values)
     rows = [[name.replace("_", " "), value] for name, value in metrics.items() if name != "rows"]
     cli.table(f"{model} · {dataset} on {values['on'] or dataset}", ["figure", "value"], rows)
     cli.say(f"Wrote {path}")

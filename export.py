@@ -36,6 +36,7 @@ class Options:
     opset: int = OPSET
     quantize: str | None = None
     runtime: str = RUNTIMES[0]
+    dvc: bool | None = None
 
 
 def wanted_pairs(
@@ -81,8 +82,12 @@ def export(layout: Layout, model_name: str, dataset_name: str, options: Options)
         The folders written.
     """
     from models import model_class
+    from utils import dvc
     from utils.checkpoints import find_checkpoint
 
+    folders = layout.output(model_name, dataset_name), layout.bundle(model_name, dataset_name)
+    asked = zip(folders, (options.onnx, options.bento), strict=True)
+    dvc.check(layout.root, options.dvc, *(folder for folder, wanted in asked if wanted))
     cls = model_class(model_name)
     kind = "last" if options.latest and cls.resumable else "best"
     checkpoint = find_checkpoint(layout, model_name, dataset_name, kind, options.time)
@@ -105,7 +110,21 @@ def export(layout: Layout, model_name: str, dataset_name: str, options: Options)
         written.append(folder)
     if options.bento:
         written.append(_export_bundle(layout, model, options, evidence, reference))
+    dvc.add(layout.root, [path for folder in written for path in exported(folder)], options.dvc)
     return written
+
+
+def exported(folder: Path) -> list[Path]:
+    """What an export wrote into one of its folders, without what others keep there."""
+    from utils.deployment import WRITTEN
+    from utils.tracking import kept
+
+    if (folder / "bentoml.yml").exists():
+        return [folder]
+    if (folder / "inference").exists():
+        return [folder / name for name in WRITTEN]
+    left = kept(folder)
+    return [path for path in sorted(folder.iterdir()) if path.name not in left]
 
 
 def reference_set(layout: Layout, model: Model, checkpoint: Path) -> Path | pa.Table:
@@ -116,11 +135,13 @@ def reference_set(layout: Layout, model: Model, checkpoint: Path) -> Path | pa.T
     UserError
         There is none and the dataset that it could be made from is missing.
     """
+    from utils import dvc
     from utils.data import load_dataset
     from utils.deployment import fits
 
     name = model.info["dataset"]
     beside = checkpoint.with_name(f"{checkpoint.stem}_reference.parquet")
+    dvc.ensure(layout, beside)
     if beside.exists() and fits(beside, model.reference_columns()):
         return beside
     fix = f"Write one with: python train.py -m {model.name} -d {name} -r"
@@ -304,13 +325,14 @@ EPILOG = """Examples:
     show_default=True,
     help="What runs a bundle's model. torch is for a GPU, and for encoder models.",
 )
+@cli.dvc_option
 @click.option("-v", "--verbose", is_flag=True, help="Log what happens.")
 def main(
     models: list[str] | None, datasets: list[str] | None, best: bool, verbose: bool, **values: Any
 ) -> None:
     """Export trained models as ONNX graphs or as a service bundle."""
     cli.start_logging(verbose)
-    layout = Layout()
+    layout = Layout(fetch=values["dvc"] is not False)
     values["bento"] = values["bento"] or values["monitoring"]
     values["onnx"] = values["onnx"] or not values["bento"]
     if values["runtime"] != RUNTIMES[0] and not values["bento"]:

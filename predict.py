@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from models import MODELS
-from utils import cli
+from utils import cli, dvc
 from utils.errors import UserError, unknown
 from utils.paths import Layout
 from utils.predicting import RUNTIMES
@@ -133,6 +133,7 @@ EPILOG = """Examples:
     "checkpoint, else the checkpoint]",
 )  # fmt: skip
 @click.option("--time", help="Take the run of this time: YYYY-MM-DDTHH:MM:SS.  [default: newest]")
+@cli.fetch_option
 @click.option("-c", "--cpu", is_flag=True, help="Use the CPU even where there is a GPU.")
 @click.option("-v", "--verbose", is_flag=True, help="Log what happens.")
 def main(file: Path, model: str, dataset: str, verbose: bool, cpu: bool, **values: Any) -> None:
@@ -150,7 +151,9 @@ def main(file: Path, model: str, dataset: str, verbose: bool, cpu: bool, **value
         raise UserError(f"--sep {values['sep']!r} is not one ASCII character.")
     if any("\ud800" <= letter <= "\udfff" for letter in values["column"]):
         raise UserError(f"--column {values['column']!r} has characters that cannot be encoded.")
-    predict(Layout(), model, dataset, file, values)
+    layout = Layout(fetch=values["dvc"] is not False)
+    dvc.check(layout.root, values["dvc"])
+    predict(layout, model, dataset, file, values)
 
 
 if __name__ == "__main__":

@@ -101,6 +101,7 @@ def train(layout: Layout, model_name: str, dataset_name: str, options: Options) 
         Unknown names, wrong hyperparameters, nothing to resume, unwritable folders, …
     """
     from models import model_class
+    from utils import dvc
     from utils.config import load_config
     from utils.data import load_dataset
 
@@ -108,6 +109,7 @@ def train(layout: Layout, model_name: str, dataset_name: str, options: Options) 
     settings = options.hyperparameters or layout.hyperparameters
     overrides = {name: getattr(options, name) for name in _own_options(cls)}
     config = load_config(cls.Config, settings, model_name, overrides, MODELS)
+    dvc.check(layout.root, options.dvc, layout.weight_dir(model_name, dataset_name))
     dataset = load_dataset(layout, dataset_name)
     if options.reference and not len(dataset.test):
         raise UserError(f"-r needs test rows, and dataset {dataset_name!r} has none.")
@@ -207,7 +209,7 @@ def _unfinished(
     from utils.checkpoints import runs
 
     for run in reversed(runs(layout, cls.name, dataset.name)):
-        dvc.ensure(layout.root, run.last)
+        dvc.ensure(layout, run.last, run.best, run.metrics)
         if not run.last.exists():
             continue
         model = cls.from_checkpoint(run.last, resumable=True)
@@ -329,7 +331,6 @@ def _finish(
     from utils.metrics import evaluate
 
     model = type(trained).from_checkpoint(run.best)
-    written = [path for path in (run.best, run.last) if path.exists()]
     with cli.progress("Testing") as progress:
         predictions = model.test(dataset.test, progress)
     metrics = evaluate(predictions, dataset.test.codes)
@@ -344,6 +345,7 @@ def _finish(
         "info": model.info | {"history": trained.info.get("history", [])},
     }
     write_json(run.metrics, facts)
+    written = [path for path in (run.best, run.last, run.metrics) if path.exists()]
     if options.reference:
         with cli.progress("Reference set") as progress:
             reference = model.gen_reference_set(dataset.test, progress)
@@ -355,9 +357,7 @@ def _finish(
     return metrics
 
 
-def _report(
-    layout: Layout, facts: dict[str, Any], predictions: Predictions, test: Split
-) -> None:
+def _report(layout: Layout, facts: dict[str, Any], predictions: Predictions, test: Split) -> None:
     """Write the page about a training, and figures for other programs.
 
     What was trained counts without them too.
@@ -452,9 +452,7 @@ EPILOG = """Examples:
 @click.option(
     "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Random seed."
 )
-@click.option(
-    "--dvc/--no-dvc", default=None, help="Track checkpoints with DVC.  [default: if used]"
-)
+@cli.dvc_option
 @click.option("-v", "--verbose", is_flag=True, help="Log what happens.")
 def main(models: list[str], datasets: list[str], verbose: bool, **values: Any) -> None:
     """Train models on datasets.
@@ -473,7 +471,10 @@ def main(models: list[str], datasets: list[str], verbose: bool, **values: Any) -
     options = Options(**values)
     if options.cpu:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # read when torch is imported: not before here
-    report(train_all(Layout(), models, datasets, options), tested=not options.dry_run)
+    report(
+        train_all(Layout(fetch=options.dvc is not False), models, datasets, options),
+        tested=not options.dry_run,
+    )
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ from utils.manifest import (
 )
 from utils.metrics import evaluate
 from utils.parity import NOTHING, Evidence, Judge
-from utils.tracking import TRAINED
+from utils.tracking import kept
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -450,7 +450,7 @@ class Model(ABC):
             folder is then as it was.
         """
         check_opset(opset)
-        with atomic_dir(folder, keep=TRAINED) as temporary:
+        with atomic_dir(folder, keep=kept(folder)) as temporary:
             self._write_export(temporary, opset, quantize, evidence, parts=True)
 
     def export_classifier(

@@ -186,7 +186,7 @@ def find_checkpoint(
             for path in (
                 [run.best, run.last] if kind == "any" else [run.folder / f"{kind}_{run.time}.pt"]
             ):
-                dvc.ensure(layout.root, path)
+                dvc.ensure(layout, path)
                 if path.exists():
                     return path
     times = ", ".join(run.time for run in known)

@@ -20,6 +20,17 @@ if TYPE_CHECKING:
 PLAIN_INTERVAL = 15.0  # seconds between progress lines where there is no terminal
 
 
+dvc_option = click.option(
+    "--dvc/--no-dvc",
+    default=None,
+    help="Track what is written with DVC and fetch what is missing.  [default: if the root is a "
+    "DVC repository in use]",
+)
+fetch_option = click.option(
+    "--dvc/--no-dvc", default=None, help="Fetch what is missing where DVC has it.  [default: do]"
+)
+
+
 class NameList(click.ParamType[list[str]]):
     """A comma-separated list of names, each once."""
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from utils import dvc
 from utils.errors import UserError, unknown
-from utils.files import atomic_dir, read_json, write_json
+from utils.files import atomic_dir, pointers, read_json, write_json
 from utils.hierarchy import Hierarchy, Ints
 from utils.paths import Layout
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 SPLITS = ("train", "val", "test")
+HIERARCHY, REPORT = "hierarchy.json", "report.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +73,7 @@ def write_dataset(
     splits: dict[str, pa.Table],
     report: dict[str, Any],
 ) -> Path:
-    """Write a dataset's folder, whole.
+    """Write a dataset's folder, whole. DVC's small files of the one it replaces stay.
 
     Parameters
     ----------
@@ -84,11 +85,11 @@ def write_dataset(
     import pyarrow.parquet as pq
 
     folder = layout.dataset(name)
-    with atomic_dir(folder) as temporary:
+    with atomic_dir(folder, keep=pointers(folder)) as temporary:
         for split in SPLITS:
             pq.write_table(splits[split], temporary / f"{split}.parquet", compression="zstd")
-        hierarchy.save(temporary / "hierarchy.json")
-        write_json(temporary / "report.json", report)
+        hierarchy.save(temporary / HIERARCHY)
+        write_json(temporary / REPORT, report)
     return folder
 
 
@@ -101,12 +102,12 @@ def load_dataset(layout: Layout, name: str) -> Dataset:
         There is no such dataset, or a file of it is damaged.
     """
     folder = layout.dataset(name)
-    files = [folder / "hierarchy.json", *(folder / f"{split}.parquet" for split in SPLITS)]
+    files = [folder / HIERARCHY, *(folder / f"{split}.parquet" for split in SPLITS)]
     if not folder.is_dir():
         error = unknown("dataset", name, layout.dataset_names())
         raise UserError(f"{error.message} Make it with: python adapt.py flat FILE {name} …")
+    dvc.ensure(layout, *files, folder / REPORT)
     for file in files:
-        dvc.ensure(layout.root, file)
         if not file.exists():
             raise UserError(
                 f"Dataset {name!r} is incomplete: {file} is missing. Run adapt.py again."
@@ -119,7 +120,7 @@ def load_dataset(layout: Layout, name: str) -> Dataset:
         name=name,
         hierarchy=hierarchy,
         fingerprint=_fingerprint(files),
-        text_columns=_text_columns(folder / "report.json"),
+        text_columns=_text_columns(folder / REPORT),
         **splits,
     )
 

@@ -1,16 +1,35 @@
-"""DVC, for those who use it: track what was written, fetch what is missing."""
+"""DVC, for those who use it: track what was written, fetch what is missing.
+
+It takes a second to start, so it runs as a program of its own, and only when there is work for it.
+"""
 
 from __future__ import annotations
 
 import logging
+import os
+import re
 import subprocess
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from utils.errors import UserError
+from utils.files import POINTER
+from utils.paths import PROJECT_ROOT, Layout
 
 log = logging.getLogger(__name__)
+
+PATIENCE = 120.0
+"""Seconds to wait for another DVC command, which holds the repository or a file of ours."""
+_PAUSE = 0.5
+_BUSY = ("Unable to acquire lock", "it is being blocked by")
+_QUIET = {"DVC_NO_ANALYTICS": "1", "CI": "true"}
+"""DVC asks no server whether there is a newer one, nor tells anybody that it ran."""
+_REMOTE = re.compile(r"^\s*\['?remote\b", re.MULTILINE)
+_FOLDERS = ("datasets/*", "weights/*/*", "outputs/*", "build/*")
 
 
 def is_repository(root: Path) -> bool:
@@ -18,21 +37,48 @@ def is_repository(root: Path) -> bool:
     return (root / ".dvc").is_dir()
 
 
-def _run(root: Path, *arguments: str) -> None:
-    try:
-        done = subprocess.run(
-            [sys.executable, "-m", "dvc", *arguments],
-            cwd=root, capture_output=True, text=True, check=False,
-        )  # fmt: skip
-    except OSError as error:
-        raise UserError(f"DVC cannot be started: {error}. Use --no-dvc to go without.") from error
-    if done.returncode:
-        reason = (done.stderr.strip() or done.stdout.strip() or "no message").splitlines()[0]
-        raise UserError(f"dvc {arguments[0]} failed: {reason} Use --no-dvc to go without.")
+def is_used(root: Path) -> bool:
+    """Whether files in `root` are tracked without being asked for.
+
+    They are in a DVC repository. The toolkit's own folder is one from the start, for its pipeline
+    to run in a fresh clone: it counts once it has a remote or a tracked file.
+    """
+    if not is_repository(root):
+        return False
+    return root != PROJECT_ROOT or _has_remote(root) or _has_pointers(root)
+
+
+def _has_remote(root: Path) -> bool:
+    files = [root / ".dvc" / name for name in ("config", "config.local")]
+    return any(file.exists() and _REMOTE.search(file.read_text("utf-8")) for file in files)
+
+
+def _has_pointers(root: Path) -> bool:
+    return any(True for folder in _FOLDERS for _ in root.glob(f"{folder}/*{POINTER}"))
+
+
+def check(root: Path, wanted: bool | None, *paths: Path) -> None:
+    """Find out before the work that what will be written cannot be tracked.
+
+    Raises
+    ------
+    UserError
+        Tracking is wanted, and `root` is no DVC repository or its pipeline tracks one of `paths`.
+    """
+    if not wanted:
+        return
+    if not is_repository(root):
+        raise UserError(f"{root} is no DVC repository: run 'dvc init' there or use --no-dvc.")
+    for path in paths:
+        if stage := pipeline_stage(root, path):
+            raise UserError(
+                f"{path.relative_to(root)} is of stage {stage!r} of dvc.yaml, which tracks it: "
+                "run 'dvc repro', or use --no-dvc."
+            )
 
 
 def add(root: Path, paths: Sequence[Path], wanted: bool | None = None) -> None:
-    """Track files with ``dvc add``.
+    """Track files and folders with ``dvc add``.
 
     Parameters
     ----------
@@ -41,25 +87,141 @@ def add(root: Path, paths: Sequence[Path], wanted: bool | None = None) -> None:
     paths
         What to track, below `root`.
     wanted
-        True: it is an error if the root is no DVC repository; None: only if it is one.
+        True: it is an error if that cannot be; None: where DVC `is_used`, and of what is not the
+        pipeline's, which tracks its own.
     """
-    if wanted is False or not paths:
+    check(root, wanted, *paths)
+    if wanted is None and is_used(root):
+        paths = [path for path in paths if not pipeline_stage(root, path)]
+    elif not wanted:
         return
-    if not is_repository(root):
-        if wanted:
-            raise UserError(f"{root} is no DVC repository: run 'dvc init' there or use --no-dvc.")
+    if not paths:
         return
-    _run(root, "add", "--quiet", "--", *[str(path.relative_to(root)) for path in paths])
+    if reason := _run(root, "add", "--", *[str(path.relative_to(root)) for path in paths]):
+        raise UserError(f"dvc add failed: {reason} Use --no-dvc to go without.")
     log.info("tracked %d files with DVC", len(paths))
 
 
-def ensure(root: Path, path: Path) -> None:
-    """Fetch `path` if it is missing and a ``.dvc`` file stands beside it."""
-    pointer = path.with_name(path.name + ".dvc")
-    if path.exists() or not pointer.exists():
+def ensure(layout: Layout, *paths: Path) -> None:
+    """Fetch those of `paths` that are missing and have a ``.dvc`` file beside them.
+
+    From DVC's cache, else from its remote.
+
+    Raises
+    ------
+    UserError
+        One cannot be fetched, or the layout says not to.
+    """
+    missing = [path for path in paths if not path.exists() and _pointer(path).exists()]
+    if not missing:
         return
-    target = str(pointer.relative_to(root))
-    try:
-        _run(root, "checkout", "--quiet", "--", target)
-    except UserError:
-        _run(root, "pull", "--quiet", "--", target)
+    shown = missing[0].relative_to(layout.root)
+    if not layout.fetch:
+        raise UserError(f"{shown} is missing. DVC has it: leave out --no-dvc to fetch it.")
+    log.info("fetching %d files with DVC, the first is %s", len(missing), shown)
+    reason = ""
+    for command in ("checkout", "pull"):  # which would ask for a remote even if it needs none
+        targets = [str(_pointer(path).relative_to(layout.root)) for path in missing]
+        reason = _run(layout.root, command, "--", *targets)
+        missing = [path for path in missing if not path.exists()]
+        if not missing:
+            return
+    shown = missing[0].relative_to(layout.root)
+    raise UserError(f"{shown} is missing, and dvc pull failed: {reason}")
+
+
+def _pointer(path: Path) -> Path:
+    return path.with_name(path.name + POINTER)
+
+
+def _run(root: Path, *arguments: str) -> str:
+    """Run DVC once others are done with it; why it failed, else nothing."""
+    end = time.monotonic() + PATIENCE
+    told = False
+    while True:
+        try:
+            done = subprocess.run(
+                # without -P any utils.py in the root would be taken for one of Python's modules
+                [sys.executable, "-P", "-m", "dvc", *arguments],
+                cwd=root, env={**os.environ, **_QUIET}, stdin=subprocess.DEVNULL,
+                capture_output=True, text=True, errors="replace", check=False,
+            )  # fmt: skip
+        except OSError as error:
+            return f"it cannot be started ({error})."
+        if not done.returncode:
+            return ""
+        if not any(sign in done.stderr for sign in _BUSY):
+            return _reason(done.stderr or done.stdout)
+        if time.monotonic() > end:
+            return (
+                f"another DVC command has been at work in {root} for {PATIENCE:.0f} seconds. "
+                "Wait for its end, or end it."
+            )
+        if not told:
+            log.warning("waiting for another DVC command in %s", root)
+            told = True
+        time.sleep(_PAUSE)
+
+
+def _reason(printed: str) -> str:
+    """What DVC says about its failure, without its advertisements."""
+    told = printed.partition("ERROR: ")[2] or printed
+    told = " ".join(told.partition("\n\n")[0].split()).rstrip(".")
+    if "No module named dvc" in told:
+        return "it is not installed: pip install dvc."
+    return f"{told or 'no message'}."
+
+
+# -- the pipeline ---------------------------------------------------------------------------
+
+
+def pipeline_stage(root: Path, path: Path) -> str | None:
+    """The stage of dvc.yaml with an output that is `path`, lies in it or holds it; None if none."""
+    for stage, output in _outputs(root):
+        place = root / output
+        if path == place or path in place.parents or place in path.parents:
+            return stage
+    return None
+
+
+def _outputs(root: Path) -> Iterator[tuple[str, str]]:
+    """Stages and their outputs, of dvc.yaml and, with all names filled in, of dvc.lock."""
+    for file in (root / "dvc.yaml", root / "dvc.lock"):
+        content = _read_yaml(file)
+        values = _variables(content)
+        stages = content.get("stages")
+        for name, stage in stages.items() if isinstance(stages, dict) else ():
+            for output in _stage_outputs(stage) if isinstance(stage, dict) else ():
+                yield str(name).partition("@")[0], _filled(output, values)
+
+
+def _read_yaml(file: Path) -> dict[str, Any]:
+    """A YAML file; nothing where it is damaged, which DVC itself tells better."""
+    import yaml
+
+    with suppress(OSError, ValueError, yaml.YAMLError):
+        found = yaml.safe_load(file.read_text("utf-8"))
+        return found if isinstance(found, dict) else {}
+    return {}
+
+
+def _variables(content: Mapping[str, Any]) -> dict[str, Any]:
+    given = content.get("vars")
+    blocks = given if isinstance(given, list) else []
+    return {
+        key: value for block in blocks if isinstance(block, dict) for key, value in block.items()
+    }
+
+
+def _stage_outputs(stage: Mapping[str, Any]) -> Iterator[str]:
+    for kind in ("outs", "metrics", "plots"):
+        entries = stage.get(kind)
+        for entry in entries if isinstance(entries, list) else ():
+            if isinstance(entry, dict) and "path" in entry:  # as dvc.lock has it
+                yield str(entry["path"])
+            else:
+                yield str(next(iter(entry), "")) if isinstance(entry, dict) else str(entry)
+
+
+def _filled(text: str, values: Mapping[str, Any]) -> str:
+    return re.sub(r"\$\{(\w+)\}", lambda found: str(values.get(found[1], found[0])), text)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 TEMPORARY_PREFIX = ".tmp-"
+POINTER = ".dvc"  # ends the names of DVC's small files, which stand for what it tracks
 STALE = 3600.0  # seconds
 _HERE = -100  # AT_FDCWD: paths are relative to the current folder
 _EXCHANGE = 2  # RENAME_EXCHANGE
@@ -189,6 +190,11 @@ def _sweep(folder: Path) -> None:
             old = time.time() - path.lstat().st_mtime > STALE
             if old and not Path(f"/proc/{owner}").exists():
                 _remove(path)
+
+
+def pointers(folder: Path) -> list[str]:
+    """Names of the small files that DVC writes beside what it tracks in a folder."""
+    return [path.name for pattern in (f"*{POINTER}", ".gitignore") for path in folder.glob(pattern)]
 
 
 def link(source: Path, path: Path) -> None:

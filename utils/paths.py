@@ -31,9 +31,12 @@ class Layout:
     root
         The project's root; without it the environment's ``KTT_ROOT``, else the folder of this
         toolkit, whatever the current folder is.
+    fetch
+        Whether what is missing is fetched where DVC has it.
     """
 
-    def __init__(self, root: Path | str | None = None) -> None:
+    def __init__(self, root: Path | str | None = None, *, fetch: bool = True) -> None:
+        self.fetch = fetch
         self.root = Path(root or os.environ.get("KTT_ROOT") or PROJECT_ROOT).resolve()
         self.datasets = self.root / "datasets"
         self.weights = self.root / "weights"
@@ -80,4 +83,4 @@ class Layout:
 
     def dataset_names(self) -> list[str]:
         """Names of the datasets that are there."""
-        return sorted(path.parent.name for path in self.datasets.glob("[!.]*/hierarchy.json"))
+        return sorted({path.parent.name for path in self.datasets.glob("[!.]*/hierarchy.json*")})

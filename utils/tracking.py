@@ -13,6 +13,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from utils.files import pointers
+
 log = logging.getLogger(__name__)
 
 REPORT, TENSORBOARD, METRICS, PLOTS = "report.html", "tensorboard", "metrics.json", "plots"
@@ -21,6 +23,11 @@ TRAINED = (REPORT, TENSORBOARD, METRICS, PLOTS)
 
 Entry = dict[str, float]
 """One epoch: ``epoch``, ``seconds``, ``loss`` and validation figures."""
+
+
+def kept(folder: Path) -> list[str]:
+    """Names of what an export leaves in a pair's folder of outputs."""
+    return [*TRAINED, *pointers(folder)]
 
 
 def tag(figure: str) -> str:

@@ -15,9 +15,9 @@ from utils import dvc
 from utils.adapters.labels import BROKEN, EMPTY, ORPHAN, LabelOptions, Labels
 from utils.adapters.report import Drops, build_report
 from utils.adapters.splitting import TRAIN, VAL, Ratios, leaks, random_split, sample, unseen
-from utils.data import SPLITS
+from utils.data import HIERARCHY, REPORT, SPLITS, write_dataset
 from utils.errors import UserError
-from utils.files import atomic_path, read_json
+from utils.files import read_json
 from utils.hierarchy import Hierarchy, Ints
 from utils.paths import Layout
 
@@ -118,11 +118,11 @@ def check_target(
         There is such a dataset and `force` is not set, or DVC is wanted and not there.
     """
     folder = layout.dataset(name)
-    if options.dvc and not dvc.is_repository(layout.root):
-        raise UserError(f"{layout.root} is no DVC repository: run 'dvc init' or use --no-dvc.")
+    dvc.check(layout.root, options.dvc, folder)
     if not folder.exists():
         return None
-    old = _old_report(folder / "report.json")
+    dvc.ensure(layout, folder / REPORT)
+    old = _old_report(folder / REPORT)
     if not options.force and old.get("recipe") != recipe:
         raise UserError(
             f"Dataset {name!r} exists already, made by another command ({folder}). "
@@ -193,33 +193,10 @@ def adapt_table(
         },
         notes=[*source.notes, *notes, *_notes(labels, splits, hierarchy, options)],
     )  # fmt: skip
-    folder = _write(layout, name, hierarchy, splits, report)
-    files = [folder / "hierarchy.json", *(folder / f"{side}.parquet" for side in SPLITS)]
+    folder = write_dataset(layout, name, hierarchy, splits, report)
+    files = [folder / HIERARCHY, folder / REPORT, *(folder / f"{side}.parquet" for side in SPLITS)]
     dvc.add(layout.root, files, options.dvc)
     return {**report, "replaced": replaced, "folder": str(folder)}
-
-
-def _write(
-    layout: Layout,
-    name: str,
-    hierarchy: Hierarchy,
-    splits: dict[str, pa.Table],
-    report: dict[str, Any],
-) -> Path:
-    """Write the dataset; DVC's small files of the one it replaces survive."""
-    from utils.data import write_dataset
-
-    folder = layout.dataset(name)
-    pointers = {
-        file: file.read_bytes()
-        for pattern in ("*.dvc", ".gitignore")
-        for file in folder.glob(pattern)
-    }
-    write_dataset(layout, name, hierarchy, splits, report)
-    for file, contents in pointers.items():
-        with atomic_path(file) as temporary:
-            temporary.write_bytes(contents)
-    return folder
 
 
 def _given_split(table: pa.Table, column: str | None) -> tuple[NDArray[np.int64] | None, list[str]]:

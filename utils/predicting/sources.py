@@ -6,9 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
+from utils import dvc
 from utils.checkpoints import checkpoint_meta, find_checkpoint, runs
 from utils.errors import UserError
-from utils.files import read_json
+from utils.files import POINTER, pointers, read_json
 from utils.manifest import FILE as MANIFEST
 from utils.paths import Layout
 from utils.predicting.pipeline import Source
@@ -41,7 +42,7 @@ def open_source(
         There is no such thing.
     """
     folder = layout.output(model, dataset)
-    exported = None if runtime == "torch" else _exported(folder)
+    exported = None if runtime == "torch" else _exported(layout, folder)
     if not exported:
         if runtime == "onnx":
             raise _no_export(folder, model, dataset, "There is no ONNX export")
@@ -60,8 +61,10 @@ def open_source(
     return from_checkpoint(checkpoint, class_of(model), remark)
 
 
-def _exported(folder: Path) -> dict[str, Any]:
+def _exported(layout: Layout, folder: Path) -> dict[str, Any]:
     """The manifest of an export, empty where there is none; `Classifier.load` checks it."""
+    tracked = [name.removesuffix(POINTER) for name in pointers(folder) if name.endswith(POINTER)]
+    dvc.ensure(layout, *(folder / name for name in tracked))
     found = read_json(folder / MANIFEST) if (folder / MANIFEST).exists() else {}
     return found if isinstance(found, dict) else {}
 
