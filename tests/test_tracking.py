@@ -131,13 +131,14 @@ def test_an_export_keeps_what_the_training_wrote_and_the_reverse(layout: Layout,
     run("-m", "tfidf_lsgd", "-d", tiny)
     folder = layout.output("tfidf_lsgd", tiny)
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    assert len(before) == 2
+    assert {file.relative_to(folder).parts[0] for file in before} == set(tracking.TRAINED)
+    (folder / "old.onnx.dvc").write_text("a pointer")
     for name in ("old.onnx", "new.onnx"):
-        with atomic_dir(folder, keep=tracking.TRAINED) as temporary:
+        with atomic_dir(folder, keep=tracking.kept(folder)) as temporary:
             (temporary / name).write_text(name)
     assert {path: path.read_bytes() for path in before} == before
     assert sorted(path.name for path in folder.iterdir()) == [
-        "new.onnx", "report.html", "tensorboard",
+        "metrics.json", "new.onnx", "old.onnx.dvc", "plots", "report.html", "tensorboard",
     ]  # fmt: skip
     run("-m", "tfidf_lsgd", "-d", tiny)
     assert (folder / "new.onnx").read_text() == "new.onnx"

@@ -28,6 +28,12 @@ _PAUSE = 0.5
 _BUSY = ("Unable to acquire lock", "it is being blocked by")
 _QUIET = {"DVC_NO_ANALYTICS": "1", "CI": "true"}
 """DVC asks no server whether there is a newer one, nor tells anybody that it ran."""
+_REASONS = {
+    "No module named dvc": "DVC is not installed: pip install dvc.",
+    "no default remote": "it is not in DVC's cache, and no remote is set: dvc remote add -d …",
+    "neither locally nor on remote": "it is neither in DVC's cache nor on the remote. Whoever has "
+    "it runs 'dvc push'.",
+}
 _REMOTE = re.compile(r"^\s*\['?remote\b", re.MULTILINE)
 _FOLDERS = ("datasets/*", "weights/*/*", "outputs/*", "build/*")
 
@@ -121,17 +127,27 @@ def ensure(layout: Layout, *paths: Path) -> None:
     log.info("fetching %d files with DVC, the first is %s", len(missing), shown)
     reason = ""
     for command in ("checkout", "pull"):  # which would ask for a remote even if it needs none
-        targets = [str(_pointer(path).relative_to(layout.root)) for path in missing]
+        targets = [_target(layout.root, path) for path in missing]
         reason = _run(layout.root, command, "--", *targets)
         missing = [path for path in missing if not path.exists()]
         if not missing:
             return
     shown = missing[0].relative_to(layout.root)
-    raise UserError(f"{shown} is missing, and dvc pull failed: {reason}")
+    reason = reason or f"{shown}{POINTER} is damaged."
+    raise UserError(f"{shown} is missing, and DVC cannot fetch it: {reason}")
 
 
 def _pointer(path: Path) -> Path:
     return path.with_name(path.name + POINTER)
+
+
+def _target(root: Path, path: Path) -> str:
+    """How a fetching command is told of a file.
+
+    DVC takes what follows a colon for the name of a stage; names of checkpoints have colons. With
+    a name, which it ignores, at the end, all of what is before that is the file's.
+    """
+    return f"{_pointer(path).relative_to(root)}:_"
 
 
 def _run(root: Path, *arguments: str) -> str:
@@ -164,11 +180,11 @@ def _run(root: Path, *arguments: str) -> str:
 
 
 def _reason(printed: str) -> str:
-    """What DVC says about its failure, without its advertisements."""
+    """What DVC says about its failure, in one line."""
+    if found := [words for sign, words in _REASONS.items() if sign in printed]:
+        return found[0]
     told = printed.partition("ERROR: ")[2] or printed
     told = " ".join(told.partition("\n\n")[0].split()).rstrip(".")
-    if "No module named dvc" in told:
-        return "it is not installed: pip install dvc."
     return f"{told or 'no message'}."
 
 
