@@ -4,7 +4,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
-LOCK := requirements.txt requirements-dev.txt requirements-encoders.txt constraints.txt
+LOCK := requirements.txt requirements-dev.txt requirements-encoders.txt requirements-sql.txt constraints.txt
 COMPAT := $(shell find packages -name '*.py' -o -name '*.toml')
 
 .PHONY: demo test check e2e install format clean lock benchmark help

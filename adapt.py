@@ -18,7 +18,7 @@ GROUPS = {
     "sep": "How the files are written", "encoding": "How the files are written",
     "quote": "How the files are written", "header": "How the files are written",
     "lines": "How the files are written", "records": "How the files are written",
-    "sheet": "How the files are written",
+    "sheet": "How the files are written", "config": "What to take",
     "min_class_size": "Which rows", "proportion": "Which rows", "keep_duplicates": "Which rows",
     "train_ratio": "How to split", "val_ratio": "How to split", "split_column": "How to split",
     "seed": "How to split",
@@ -51,6 +51,33 @@ def _stacked(*decorators: Any) -> Any:
     return decorate
 
 
+label_options = _stacked(
+    click.option("-d", "--depth", type=int, help="Cut paths to this many levels.  [default: all]"),
+    click.option(
+        "--drop-names",
+        metavar="REGEX",
+        help=r"Take names that match out of their paths, such as '\.\.\.$' for truncated ones.",
+    ),
+)
+row_options = _stacked(
+    click.option(
+        "--min-class-size",
+        default=1,
+        show_default=True,
+        metavar="ROWS",
+        help="Leave out paths with fewer rows.",
+    ),
+    click.option(
+        "--proportion",
+        default=1.0,
+        show_default=True,
+        metavar="SHARE",
+        help="Use a share of the rows, taken evenly from all paths.",
+    ),
+    click.option(
+        "--keep-duplicates", is_flag=True, help="Keep rows that repeat a text and its path."
+    ),
+)
 split_options = _stacked(
     click.option(
         "--train-ratio",
@@ -81,6 +108,8 @@ def main() -> None:
       python adapt.py demo data001
     A CSV with a text column and a column of paths like "Home > Kitchen > Pans":
       python adapt.py flat items.csv shop -t title -c category --delimiter " > "
+    Two queries of a database:
+      python adapt.py sql shop --config adapter_sql.json
     """
 
 
@@ -102,13 +131,8 @@ def main() -> None:
     help="Class column: a list, one name, or with --delimiter a path. Several columns, "
     "comma-separated, are the levels, root first.",
 )
-@click.option("-d", "--depth", type=int, help="Cut paths to this many levels.  [default: all]")
+@label_options
 @click.option("--delimiter", help='What separates the names in a path, such as " > ".')
-@click.option(
-    "--drop-names",
-    metavar="REGEX",
-    help=r"Take names that match out of their paths, such as '\.\.\.$' for truncated ones.",
-)
 @click.option(
     "--parents",
     metavar="FILE",
@@ -139,21 +163,7 @@ def main() -> None:
     "came from is its column 'records'.",
 )
 @click.option("--sheet", help="Sheet of a workbook.  [default: the first]")
-@click.option(
-    "--min-class-size",
-    default=1,
-    show_default=True,
-    metavar="ROWS",
-    help="Leave out paths with fewer rows.",
-)
-@click.option(
-    "--proportion",
-    default=1.0,
-    show_default=True,
-    metavar="SHARE",
-    help="Use a share of the rows, taken evenly from all paths.",
-)
-@click.option("--keep-duplicates", is_flag=True, help="Keep rows that repeat a text and its path.")
+@row_options
 @split_options
 @click.option(
     "--split-column",
@@ -211,6 +221,63 @@ def flat(paths: tuple[str, ...], name: str, **values: Any) -> None:
         ),
     )
     _show(adapt_flat(options, name, Layout(fetch=values["dvc"] is not False)))
+
+
+@main.command(cls=GroupedCommand, context_settings=CONTEXT)
+@click.argument("name")
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path),
+    default="adapter_sql.json",
+    show_default=True,
+    metavar="FILE",
+    help="Where the database is and what to ask it.",
+)
+@label_options
+@row_options
+@split_options
+@click.option(
+    "--split-column",
+    metavar="COLUMN",
+    help="Take the split from a column of the items that says train, val or test.",
+)
+@target_options
+def sql(name: str, config: Path, split_column: str | None, **values: Any) -> None:
+    """Adapt two queries of a database: PostgreSQL, MySQL and MariaDB, SQLite, SQL Server, DuckDB.
+
+    \b
+    The configuration (an example to copy: docs/adapter_sql.json):
+      {"connection": {"kind": "postgresql", "host": "db.example.com", "database": "shop",
+                      "user": "reader", "password_env": "SHOP_PASSWORD"},
+       "items":   "SELECT name, class_id FROM products ORDER BY id",
+       "classes": "SELECT id, parent_id, name FROM categories"}
+      SHOP_PASSWORD=… adapt.py sql shop --config adapter_sql.json
+    A SQLite file needs no more than {"kind": "sqlite", "database": "shop.db"}.
+
+    The items are the texts, each with the id of its class; the classes make a tree of any depth
+    through the id of their parent, which a root does not have. "columns" in the configuration
+    says which columns these are where they are called otherwise. NAME becomes datasets/NAME/,
+    just as adapt.py flat would make it. Nothing is ever written to the database, and the password
+    is never shown. More: docs/sql.md.
+    """
+    from utils.adapters.labels import LabelOptions
+    from utils.adapters.pipeline import AdaptOptions
+    from utils.adapters.splitting import Ratios
+    from utils.adapters.sql import SqlOptions, adapt_sql
+
+    _keep_freed_memory()
+    options = SqlOptions(
+        config=config.expanduser(),
+        split_column=split_column,
+        adapt=AdaptOptions(
+            labels=LabelOptions(**_picked(values, "depth drop_names")),
+            ratios=Ratios.checked(values["train_ratio"], values["val_ratio"]),
+            **_picked(values, "seed proportion min_class_size keep_duplicates dvc force"),
+        ),
+    )
+    with cli.row_progress(f"reading {name}") as progress:
+        report = adapt_sql(options, name, Layout(), lambda rows: progress(rows, None))
+    _show(report)
 
 
 @main.command(cls=GroupedCommand, context_settings=CONTEXT)

@@ -14,6 +14,7 @@ from utils.adapters.pipeline import (
     Provenance,
     adapt_table,
     check_target,
+    recipe_of,
 )
 from utils.adapters.reading import (
     SHOWN_LINES,
@@ -60,18 +61,9 @@ class FlatOptions:
     def recipe(self) -> dict[str, Any]:
         """The options that decide what the dataset holds, where they are not the defaults."""
         values = dataclasses.asdict(self)
-        adapt = values.pop("adapt")
-        for key in ("dvc", "force"):
-            adapt.pop(key)
-        flat = {**values, **values.pop("read"), **adapt, **adapt["labels"], **adapt["ratios"]}
-        flat["parents"] = self.parents
-        for key in ("read", "labels", "ratios"):
-            flat.pop(key, None)
-        return {"command": "flat"} | {
-            key: list(value) if isinstance(value, tuple) else value
-            for key, value in sorted(flat.items())
-            if value not in (None, (), False)
-        }
+        values.pop("adapt")
+        read = values.pop("read")
+        return recipe_of("flat", {**self.adapt.recipe(), **read, **values})
 
 
 def adapt_flat(options: FlatOptions, name: str, layout: Layout) -> dict[str, Any]:

@@ -193,9 +193,9 @@ def _checked_width(places: NDArray[Any], limit: int | None, options: LabelOption
     longest = int(places.max()) + 1 if len(places) else 1
     width = min(longest, limit or longest)
     if width > MAX_DEPTH:
+        doubt = f"Is the delimiter {options.delimiter!r} right? " if options.delimiter else ""
         raise UserError(
-            f"A path has {longest} names, more than {MAX_DEPTH}. Is the delimiter "
-            f"{options.delimiter!r} right? Otherwise cut paths with --depth."
+            f"A path has {longest} names, more than {MAX_DEPTH}. {doubt}Cut paths with --depth."
         )
     return width
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -71,13 +72,21 @@ class AdaptOptions:
         if self.seed < 0:
             raise UserError(f"--seed is {self.seed}: it must be 0 or more.")
 
+    def recipe(self) -> dict[str, Any]:
+        """The options that decide what the dataset holds, by name."""
+        values = dataclasses.asdict(self)
+        labels, ratios = values.pop("labels"), values.pop("ratios")
+        for key in ("dvc", "force"):
+            values.pop(key)
+        return {**values, **labels, **ratios}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Columns:
     """Which columns of a table are the text, the classes and (if given) the split."""
 
     text: tuple[str, ...]
-    classes: tuple[str, ...]
+    classes: tuple[str, ...] = ()
     split: str | None = None
 
 
@@ -100,6 +109,15 @@ class Provenance:
     broken_at: tuple[str, ...] = ()
     encodings: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+
+
+def recipe_of(command: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """A command and its options as report.json has them, without those that say nothing."""
+    return {"command": command} | {
+        key: list(value) if isinstance(value, tuple) else value
+        for key, value in sorted(values.items())
+        if value not in (None, (), False)
+    }
 
 
 def check_target(
@@ -149,8 +167,14 @@ def adapt_table(
     options: AdaptOptions,
     source: Provenance,
     layout: Layout,
+    labels: Labels | None = None,
 ) -> dict[str, Any]:
     """Clean a table, discover its tree, split it and write ``datasets/NAME/``.
+
+    Parameters
+    ----------
+    labels
+        The paths of the rows where the class columns do not tell them.
 
     Returns
     -------
@@ -168,7 +192,7 @@ def adapt_table(
     replaced = check_target(layout, name, source.recipe, options)
     refuse_nested(table)
     texts, control = texts_of(table, columns.text)
-    labels = labels_of(table, columns.classes, options.labels)
+    labels = labels or labels_of(table, columns.classes, options.labels)
     given, notes = _given_split(table, columns.split)
     drops = Drops.none(len(texts))
     drops.counts["broken_row"] = source.broken

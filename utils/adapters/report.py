@@ -18,7 +18,7 @@ REASONS = {
     "empty_text": "without text",
     "empty_path": "without class",
     "broken_path": "with a gap in the class path",
-    "no_parent": "with a class that the parents file lacks",
+    "no_parent": "with a class that has no place in the tree",
     "no_split": "without train, val or test in the split column",
     "leaked": "with a text of an earlier split",
     "duplicate": "repeating a text and its path",

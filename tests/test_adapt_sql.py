@@ -1,0 +1,445 @@
+"""``adapt.py sql`` through the real command on SQLite files: trees, ids, every mistake."""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from click.testing import CliRunner, Result
+
+import adapt
+from tests.test_adapt_flat import rows_of
+from utils.adapters import sql_connect
+from utils.adapters.sql_classes import class_tree, identifiers
+from utils.adapters.sql_config import Connection
+from utils.adapters.sql_connect import conninfo
+from utils.data import load_dataset
+from utils.paths import PROJECT_ROOT, Layout
+
+Row = tuple[Any, ...]
+CLASSES: list[Row] = [
+    (1, None, "Health"), (2, None, "Beauty"), (10, 1, "Oral  Care"), (11, 1, "Equate"),
+    (20, 2, "Equate"), (100, 10, "Brushes"), (101, 10, None), (1000, 100, "Soft, & [round]"),
+]  # fmt: skip
+PATHS: dict[int, tuple[str, ...]] = {
+    1: ("Health",), 2: ("Beauty",), 10: ("Health", "Oral Care"), 11: ("Health", "Equate"),
+    20: ("Beauty", "Equate"), 100: ("Health", "Oral Care", "Brushes"),
+    101: ("Health", "Oral Care", "101"),
+    1000: ("Health", "Oral Care", "Brushes", "Soft, & [round]"),
+}  # fmt: skip
+
+
+def item_rows(count: int = 160, ids: Sequence[Any] = tuple(PATHS)) -> list[Row]:
+    """Distinct texts, evenly over the classes."""
+    return [(n, f"Item {n}, żółw", ids[n % len(ids)], 0.5) for n in range(count)]
+
+
+def database(path: Path, items: Sequence[Row], classes: Sequence[Row]) -> Path:
+    """Write a SQLite file with both tables; its columns take values of any type."""
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("CREATE TABLE items (id, name, class_id, price)")
+        connection.execute("CREATE TABLE classes (id, parent_id, name)")
+        connection.executemany("INSERT INTO items VALUES (?, ?, ?, ?)", items)
+        connection.executemany("INSERT INTO classes VALUES (?, ?, ?)", classes)
+        connection.commit()
+    return path
+
+
+def config(folder: Path, **changes: Any) -> Path:
+    """Write adapter_sql.json for `folder`/shop.db."""
+    values: dict[str, Any] = {
+        "connection": {"kind": "sqlite", "database": "shop.db"},
+        "items": "SELECT * FROM items ORDER BY id",
+        "classes": "SELECT id, parent_id, name FROM classes;\n",
+    } | changes
+    path = folder / "adapter_sql.json"
+    path.write_text(json.dumps(values), encoding="utf-8")
+    return path
+
+
+def sql(path: Path, *options: str) -> Result:
+    """Run the command."""
+    return CliRunner().invoke(adapt.main, ["sql", "shop", "--config", str(path), *options])
+
+
+def adapted(path: Path, *options: str) -> Result:
+    """Run the command, which must go well."""
+    result = sql(path, *options)
+    assert result.exit_code == 0, result.output
+    return result
+
+
+def refused(result: Result) -> str:
+    """The one line of a user's mistake."""
+    assert result.exit_code == 1, result.output
+    assert isinstance(result.exception, SystemExit)
+    lines = result.output.strip().splitlines()
+    assert len(lines) == 1, result.output
+    assert lines[0].startswith("Error: ")
+    return lines[0]
+
+
+def report_of(layout: Layout) -> dict[str, Any]:
+    """The dataset's report."""
+    return json.loads((layout.dataset("shop") / "report.json").read_text(encoding="utf-8"))
+
+
+def found(layout: Layout) -> set[tuple[str, tuple[str, ...]]]:
+    """All (text, path) of the dataset."""
+    return rows_of(load_dataset(layout, "shop"))
+
+
+def test_a_ragged_tree_is_found(layout: Layout, tmp_path: Path) -> None:
+    database(tmp_path / "shop.db", item_rows(), CLASSES)
+    adapted(config(tmp_path))
+    assert found(layout) == {(f"Item {n}, żółw", PATHS[one]) for n, _, one, _ in item_rows()}
+    assert [level["classes"] for level in report_of(layout)["levels"]] == [2, 3, 2, 1]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [[], ["--depth", "2"], ["--min-class-size", "20", "--seed", "3"], ["--proportion", "0.5"],
+     ["--drop-names", "^Equate$", "--train-ratio", "0.6"], ["--keep-duplicates"]],
+    ids=lambda options: " ".join(options) or "plain",
+)  # fmt: skip
+def test_it_is_the_dataset_that_flat_makes(
+    layout: Layout, tmp_path: Path, rng: np.random.Generator, options: list[str]
+) -> None:
+    rows = [
+        (n, f"Item {n % 140}\x07", list(PATHS)[which], 0.5)
+        for n, which in enumerate(rng.integers(len(PATHS), size=200))
+    ]
+    rows += [(900, "  ", 1, 0.5), (901, "no class", None, 0.5)]
+    database(tmp_path / "shop.db", rows, CLASSES)
+    adapted(config(tmp_path), *options)
+    paths = pa.array([PATHS.get(row[2], ()) for row in rows], pa.list_(pa.string()))
+    pq.write_table(
+        pa.table({"name": [row[1] for row in rows], "path": paths}), tmp_path / "f.parquet"
+    )
+    flat = ["flat", str(tmp_path / "f.parquet"), "flat", "-t", "name", "-c", "path", *options]
+    assert CliRunner().invoke(adapt.main, flat).exit_code == 0
+    for file in ("train.parquet", "val.parquet", "test.parquet", "hierarchy.json"):
+        ours, theirs = (layout.dataset(name) / file for name in ("shop", "flat"))
+        assert ours.read_bytes() == theirs.read_bytes(), file
+    old = json.loads((layout.dataset("flat") / "report.json").read_text(encoding="utf-8"))
+    assert report_of(layout)["rows"] == old["rows"]
+
+
+def test_columns_are_named_and_split_is_taken(layout: Layout, tmp_path: Path) -> None:
+    database(tmp_path / "shop.db", item_rows(), CLASSES)
+    path = config(
+        tmp_path,
+        items="SELECT id % 3 AS split_no, CASE id % 3 WHEN 0 THEN 'test' ELSE 'train' END AS side,"
+        " class_id AS c, name AS title, id AS number FROM items ORDER BY id",
+        classes="SELECT name AS label, parent_id AS up, id AS key FROM classes",
+        columns={"text": ["title", "number"], "class": "c", "id": "key", "parent": "up",
+                 "name": "label"},
+    )  # fmt: skip
+    adapted(path, "--split-column", "side")
+    data = load_dataset(layout, "shop")
+    assert {int(text.split("\n")[1]) % 3 for text in data.test.texts} == {0}
+    assert ("Item 3, żółw\n3", PATHS[11]) in found(layout)
+
+
+@pytest.mark.parametrize(
+    "roots", [None, "", 0, "0", "self", " "], ids=["null", "empty", "0", "text 0", "self", "blank"]
+)
+def test_what_marks_a_root(layout: Layout, tmp_path: Path, roots: Any) -> None:
+    classes = [
+        (one, (one if roots == "self" else roots) if up is None else up, name)
+        for one, up, name in CLASSES
+    ]
+    database(tmp_path / "shop.db", item_rows(), classes)
+    adapted(config(tmp_path))
+    assert {path for _, path in found(layout)} == set(PATHS.values())
+
+
+def test_0_is_a_class_where_there_is_one() -> None:
+    tree = class_tree(*(pa.chunked_array([c]) for c in ([0, 1], [None, 0], ["Root", "Inner"])))
+    assert tree.path(1) == ["Root", "Inner"]
+
+
+def test_ids_meet_whatever_their_type(layout: Layout, tmp_path: Path) -> None:
+    kinds = [int, str, float, lambda one: f" {one} ", lambda one: str(one).encode()]
+    items = [(n, text, kinds[n % 5](one), price) for n, text, one, price in item_rows()]
+    database(tmp_path / "shop.db", items, CLASSES)
+    adapted(config(tmp_path))
+    assert report_of(layout)["rows"] == {"read": 160, "kept": 160, "dropped": {}}
+
+
+def test_identifiers_of_arrow_columns() -> None:
+    def of(values: list[Any], kind: pa.DataType) -> list[str | None]:
+        return identifiers(pa.chunked_array([pa.array(values, kind)])).to_pylist()
+
+    assert of([1, None, 2**62], pa.int64()) == ["1", None, str(2**62)]
+    assert of([1.0, None, 2e9], pa.float64()) == ["1", None, "2000000000"]
+    assert of([1.5, 2.0], pa.float64()) == ["1.5", "2"]
+    assert of(["a ", "", None], pa.string()) == ["a", None, None]
+    assert of([b"a", b"\xff\x00"], pa.binary()) == ["a", "ff00"]
+    assert len(set(of([b"\xff", b"\xfe"], pa.binary(1)))) == 2
+
+
+def test_siblings_of_one_name_stay_two_classes(layout: Layout, tmp_path: Path) -> None:
+    classes = [
+        (1, None, "A"),
+        (2, None, "B"),
+        (3, 1, "X"),
+        (4, 1, " X "),
+        (5, 1, "X (4)"),
+        (6, 2, "X"),
+    ]
+    database(tmp_path / "shop.db", item_rows(60, [3, 4, 5, 6]), classes)
+    adapted(config(tmp_path))
+    names = {path for _, path in found(layout)}
+    assert names == {("A", "X (3)"), ("A", "X (4) (4)"), ("A", "X (4)"), ("B", "X")}
+    assert any("share a name" in note for note in report_of(layout)["notes"])
+
+
+def test_orphans_are_counted_with_examples(layout: Layout, tmp_path: Path) -> None:
+    classes = [*CLASSES, (50, 49, "Lost"), (51, 50, "Below lost"), (None, 1, "No id")]
+    items = [
+        *item_rows(),
+        (200, "a", 50, 0),
+        (201, "b", 51, 0),
+        (202, "c", 777, 0),
+        (203, "d", "", 0),
+    ]
+    database(tmp_path / "shop.db", items, classes)
+    adapted(config(tmp_path))
+    report = report_of(layout)
+    assert report["rows"]["dropped"] == {"empty_path": 1, "no_parent": 3}
+    assert "1 class ids of items are not among the classes: 777" in report["notes"]
+    assert "1 classes have a parent that is no class: 50 (parent 49)" in report["notes"]
+    assert "1 rows of the classes query have no id" in report["notes"]
+
+
+def test_nothing_but_orphans(layout: Layout, tmp_path: Path) -> None:
+    database(tmp_path / "shop.db", item_rows(20, [7, 8]), CLASSES)
+    line = refused(sql(config(tmp_path)))
+    assert "None of the 20 rows can be used: 20 with a class that has no place in the tree" in line
+    assert "not among the classes: 7, 8" in line
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 9])
+def test_a_circle_is_named(layout: Layout, tmp_path: Path, length: int) -> None:
+    """Length 1 is a root: its own parent."""
+    circle = [(500 + n, 500 + (n + 1) % length, f"C{n}") for n in range(length)]
+    into = [(600 + n, 599 + n if n else 500, "into") for n in range(20)]
+    database(tmp_path / "shop.db", item_rows(), [*into, *CLASSES, *circle])
+    result = sql(config(tmp_path))
+    if length == 1:
+        assert result.exit_code == 0
+    else:
+        line = refused(result)
+        assert f"circle of {length}: '500' → '501'" in line
+        assert "into" not in line
+    assert layout.dataset("shop").exists() == (length == 1)
+
+
+@pytest.mark.parametrize(
+    ("extra", "words"),
+    [((11, 2, "Equate"), "class '11' two parents, '1' and '2'"),
+     ((11, 1, "Equal"), "class '11' two names, 'Equate' and 'Equal'")],
+)  # fmt: skip
+def test_rows_that_contradict(layout: Layout, tmp_path: Path, extra: Row, words: str) -> None:
+    database(tmp_path / "shop.db", item_rows(), [*CLASSES, CLASSES[3], extra])
+    assert words in refused(sql(config(tmp_path)))
+
+
+def test_deep_trees(layout: Layout, tmp_path: Path) -> None:
+    deep: list[Row] = [(n, n - 1 if n else None, f"level {n}") for n in range(5000)]
+    database(tmp_path / "shop.db", item_rows(60, [31, 4, 5]), deep)
+    adapted(config(tmp_path))
+    assert len(report_of(layout)["levels"]) == 32
+    database(tmp_path / "deep.db", item_rows(60, [4999, 4, 5]), deep)
+    deeper = config(tmp_path, connection={"kind": "sqlite", "database": "deep.db"})
+    assert "5000 names, more than 32. Cut paths with --depth" in refused(sql(deeper, "--force"))
+    adapted(deeper, "--force", "--depth", "6")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"items": "SELECT name, class_id FROM itemz"}, "items query fails: no such table: itemz"),
+        ({"classes": "SELECT id, up FROM classes"}, "classes query fails: no such column: up"),
+        ({"items": "SELECT name AS title, class_id FROM items"},
+         "Unknown column 'name'. Known: title, class_id. Name it with AS"),
+        ({"classes": "SELECT id, name FROM classes"}, "Unknown column 'parent_id'"),
+        ({"columns": {"name": "label"}}, "Unknown column 'label'"),
+        ({"items": "SELECT name, name, class_id FROM items"}, "more than once"),
+        ({"items": "SELECT name, class_id FROM items WHERE 0"}, "items query gives no rows"),
+        ({"classes": "SELECT id, parent_id FROM classes WHERE 0"}, "classes query gives no rows"),
+        ({"classes": "SELECT NULL AS id, 1 AS parent_id"}, "every row lacks an id"),
+        ({"items": "DELETE FROM items RETURNING name, class_id"}, "readonly database"),
+        ({"items": "SELECT 1; SELECT 2"}, "one statement at a time"),
+        ({"items": "CREATE TABLE x (a)"}, "readonly database"),
+        ({"columns": {"text": "class_id"}}, "named by both"),
+        ({"connection": {"kind": "sqlite", "database": "none.db"}}, "No such file"),
+        ({"connection": {"kind": "sqlite", "database": "adapter_sql.json"}}, "not a database"),
+        ({"connection": {"kind": "sqlite", "database": "shop.db", "options": {"timeout": "x"}}},
+         "cannot be read as a sqlite file"),
+    ],
+)  # fmt: skip
+def test_mistakes_in_the_queries(
+    layout: Layout, tmp_path: Path, changes: dict[str, Any], words: str
+) -> None:
+    database(tmp_path / "shop.db", item_rows(), CLASSES)
+    before = (tmp_path / "shop.db").read_bytes()
+    assert words in refused(sql(config(tmp_path, **changes)))
+    assert not layout.dataset("shop").exists()
+    assert (tmp_path / "shop.db").read_bytes() == before
+
+
+def test_all_mistakes_of_the_configuration_in_one_line(tmp_path: Path, layout: Layout) -> None:
+    secret = "s3cret@:/ %"
+    path = config(
+        tmp_path, items=3, classes=" ; ", tables="x", columns={"txt": "a", "id": 5, "text": []},
+        connection={"kind": "postgresql", "prot": 1, "port": True, "user": f"postgres://{secret}",
+                    "password": secret, "password_env": "X",
+                    "options": {"sslmod": 1, "sslcert": []}},
+    )  # fmt: skip
+    line = refused(sql(path))
+    for words in (
+        "'items' must be text", "'classes' is empty", "unknown key 'tables'", "'columns.txt'",
+        "'columns.id' must be", "'columns.text' must be",
+        "'connection.prot' (did you mean 'port'?)",
+        "'connection.port' must be a whole number", "'connection.user' is an address",
+        "'connection.database' is missing", "not both", "did you mean 'sslmode'?",
+        "'connection.options.sslcert' must be",
+    ):  # fmt: skip
+        assert words in line, words
+    assert secret not in line
+
+
+@pytest.mark.parametrize(
+    ("connection", "words"),
+    [
+        ({"kind": "oracle", "database": "x"}, "unknown kind 'oracle' (known: postgresql, mysql"),
+        ({"kind": "sqlite", "database": "x", "user": "a"}, "takes no 'connection.user'"),
+        ({"kind": "mysql", "database": "x", "password_env": "KTT_NONE"},
+         "environment variable 'KTT_NONE' of 'connection.password_env' is not set"),
+        ({"kind": "mysql", "database": "x", "port": 70000}, "between 1 and 65535"),
+        ({"database": "x"}, "'connection.kind' is missing"),
+        ("mysql://u:pass@h/db", "'connection' must be an object"),
+    ],
+)  # fmt: skip
+def test_mistakes_in_the_connection(
+    layout: Layout, tmp_path: Path, connection: Any, words: str
+) -> None:
+    line = refused(sql(config(tmp_path, connection=connection)))
+    assert words in line
+    assert "pass@" not in line
+
+
+def test_a_missing_configuration_names_the_example(
+    layout: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(adapt.main, ["sql", "shop"])
+    assert "No such file: adapter_sql.json" in refused(result)
+    assert "docs/adapter_sql.json" in result.output
+    (tmp_path / "adapter_sql.json").write_text("[]")
+    assert "must hold a JSON object" in refused(CliRunner().invoke(adapt.main, ["sql", "shop"]))
+
+
+def test_the_example_is_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    from utils.adapters.sql_config import load_sql_config
+
+    monkeypatch.setenv("SHOP_PASSWORD", "x")
+    example = load_sql_config(PROJECT_ROOT / "docs" / "adapter_sql.json")
+    assert example.connection.password == "x"
+    assert "x" not in repr(example.connection.user)
+
+
+@pytest.mark.parametrize("kind", ["postgresql", "mysql", "mssql", "duckdb"])
+def test_a_driver_that_is_not_installed(
+    layout: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    def missing(name: str) -> None:
+        raise ImportError(name)
+
+    monkeypatch.setattr(sql_connect.importlib, "import_module", missing)
+    (tmp_path / "shop.db").touch()
+    line = refused(sql(config(tmp_path, connection={"kind": kind, "database": "shop.db"})))
+    assert f"Reading {kind} needs the package" in line
+    assert "pip install -r requirements" in line
+
+
+@pytest.mark.parametrize("kind", ["postgresql", "mysql", "mssql"])
+def test_a_server_that_is_not_there(layout: Layout, tmp_path: Path, kind: str) -> None:
+    secret = "p@:/ %w"
+    connection = {"kind": kind, "host": "127.0.0.1", "port": 1, "database": "x", "user": "u",
+                  "password": secret}  # fmt: skip
+    line = refused(sql(config(tmp_path, connection=connection)))
+    assert "Cannot connect to" in line
+    assert "127.0.0.1:1" in line
+    assert secret not in line
+
+
+def test_passwords_are_taken_out_of_any_text() -> None:
+    place = Connection(kind="mysql", database="d", password="p@:/ %'\\w")
+    forms = ["p@:/ %'\\w", "p%40%3A%2F%20%25%27%5Cw", "p%40%3A%2F+%25%27%5Cw", repr("p@:/ %'\\w")]
+    for form in forms:
+        assert "p@" not in place.scrubbed(f"a {form} b"), form
+        assert "%40" not in place.scrubbed(f"a {form} b"), form
+    assert "p@" not in repr(place)
+
+
+def test_values_cannot_end_in_a_connection_string() -> None:
+    words = {"password": "a' host='evil\\", "user": None, "port": 5}
+    assert conninfo(words) == "password='a\\' host=\\'evil\\\\' port='5'"
+
+
+def test_the_same_command_replaces_and_another_is_refused(layout: Layout, tmp_path: Path) -> None:
+    database(tmp_path / "shop.db", item_rows(), CLASSES)
+    adapted(config(tmp_path))
+    assert "replaced the earlier dataset" in adapted(config(tmp_path)).output
+    other = config(tmp_path, items="SELECT name, class_id FROM items WHERE id < 99")
+    assert "made by another command" in refused(sql(other))
+    adapted(other, "--force")
+
+
+def test_texts_that_are_not_utf8(layout: Layout, tmp_path: Path) -> None:
+    database(tmp_path / "shop.db", item_rows(), CLASSES)
+    with closing(sqlite3.connect(tmp_path / "shop.db")) as connection:
+        connection.execute("UPDATE items SET name = CAST(x'ff41' AS TEXT) WHERE id = 5")
+        connection.commit()
+    adapted(config(tmp_path))
+    assert "�A" in {text for text, _ in found(layout)}
+
+
+def test_duckdb_files(layout: Layout, tmp_path: Path) -> None:
+    duckdb = pytest.importorskip("duckdb")
+    items = pa.Table.from_pylist(
+        [{"id": n, "name": t, "class_id": c} for n, t, c, _ in item_rows()]
+    )
+    classes = pa.Table.from_pylist([{"id": i, "parent_id": p, "name": n} for i, p, n in CLASSES])
+    with duckdb.connect(str(tmp_path / "shop.duck")) as connection:
+        connection.register("i", items)
+        connection.register("c", classes)
+        connection.execute("CREATE TABLE items AS FROM i")
+        connection.execute("CREATE TABLE classes AS FROM c")
+    place = {"kind": "duckdb", "database": "shop.duck"}
+    adapted(config(tmp_path, connection=place, items="SELECT * FROM items ORDER BY id -- all"))
+    assert found(layout) == {(f"Item {n}, żółw", PATHS[one]) for n, _, one, _ in item_rows()}
+    missing = config(tmp_path, connection=place, items="SELECT name FROM itemz")
+    assert "itemz does not exist" in refused(sql(missing, "--force"))
+    writing = config(tmp_path, connection=place, items="DELETE FROM items RETURNING *")
+    refused(sql(writing, "--force"))
+
+
+def test_the_environment_is_left_alone(layout: Layout, tmp_path: Path) -> None:
+    before = dict(os.environ)
+    connection = {"kind": "postgresql", "host": "127.0.0.1", "port": 1, "database": "x",
+                  "password": "secret"}  # fmt: skip
+    refused(sql(config(tmp_path, connection=connection)))
+    assert dict(os.environ) == before

@@ -1,0 +1,136 @@
+"""``adapt.py sql``: one query for the texts, one for the tree of classes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from utils.adapters.pipeline import (
+    AdaptOptions,
+    Columns,
+    Provenance,
+    adapt_table,
+    check_target,
+    recipe_of,
+)
+from utils.adapters.reading import select_columns
+from utils.adapters.sql_classes import ClassTree, class_tree, labels_by_id
+from utils.adapters.sql_config import SqlColumns, SqlConfig, load_sql_config
+from utils.adapters.sql_connect import Session, open_session, read_query
+from utils.errors import UserError
+from utils.paths import Layout
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+Progress = Callable[[int], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SqlOptions:
+    """What ``adapt.py sql`` is told.
+
+    Parameters
+    ----------
+    config
+        Path of adapter_sql.json.
+    split_column
+        A column of the items that holds train, val or test.
+    """
+
+    config: Path
+    split_column: str | None = None
+    adapt: AdaptOptions = field(default_factory=AdaptOptions)
+
+
+def adapt_sql(
+    options: SqlOptions, name: str, layout: Layout, progress: Progress = lambda rows: None
+) -> dict[str, Any]:
+    """Make a dataset from a database.
+
+    Parameters
+    ----------
+    progress
+        Is told the rows read so far.
+
+    Returns
+    -------
+    dict
+        What report.json holds.
+
+    Raises
+    ------
+    UserError
+        Anything about the configuration, the database or its rows that the user can mend.
+    """
+    config = load_sql_config(options.config)
+    values = {**config.recipe(), **options.adapt.recipe(), "split_column": options.split_column}
+    recipe = recipe_of("sql", values)
+    check_target(layout, name, recipe, options.adapt)
+    with open_session(config.connection) as session:
+        tree = _read_tree(session, config)
+        table, columns = _read_items(session, config, options.split_column, progress)
+    labels, strangers = labels_by_id(table[columns.classes[0]], tree, options.adapt.labels)
+    source = Provenance(recipe=recipe, notes=(*tree.notes, *strangers))
+    return adapt_table(
+        table, columns, name=name, options=options.adapt, source=source, layout=layout,
+        labels=labels,
+    )  # fmt: skip
+
+
+def _read_tree(session: Session, config: SqlConfig) -> ClassTree:
+    wanted = config.columns
+
+    def choose(there: Sequence[str]) -> Sequence[str]:
+        names = [wanted.id, wanted.parent]
+        if wanted.name or "name" in there:
+            names.append(wanted.name or "name")
+        return [_column("classes", name, there) for name in names]
+
+    table = read_query(
+        session, config.connection, "classes", config.classes, choose, lambda rows: None
+    )
+    names = table.column(2) if table.num_columns > 2 else None
+    return class_tree(table.column(0), table.column(1), names)
+
+
+def _read_items(
+    session: Session, config: SqlConfig, split: str | None, progress: Progress
+) -> tuple[pa.Table, Columns]:
+    found: list[Columns] = []
+
+    def choose(there: Sequence[str]) -> Sequence[str]:
+        found.append(_item_columns(config.columns, split, there))
+        columns = found[0]
+        extra = [columns.split] if columns.split else []
+        return list(dict.fromkeys([*columns.text, *columns.classes, *extra]))
+
+    table = read_query(session, config.connection, "items", config.items, choose, progress)
+    return table, found[0]
+
+
+def _item_columns(wanted: SqlColumns, split: str | None, there: Sequence[str]) -> Columns:
+    text = tuple(_column("items", name, there) for name in wanted.text)
+    class_ = _column("items", wanted.class_, there)
+    if class_ in text:
+        raise UserError(
+            f"Column {class_!r} is named by both 'columns.text' and 'columns.class': the text "
+            "would tell the class."
+        )
+    return Columns(
+        text=tuple(dict.fromkeys(text)),
+        classes=(class_,),
+        split=_column("items", split, there) if split else None,
+    )
+
+
+def _column(what: str, name: str, there: Sequence[str]) -> str:
+    """A column of a query's answer, by name."""
+    try:
+        return select_columns(name, there)[0]
+    except UserError as error:
+        raise UserError(
+            f"The {what} query: {error.message} Name it with AS, or under 'columns'."
+        ) from error
