@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from utils import dvc
-from utils.adapters.labels import BROKEN, EMPTY, ORPHAN, LabelOptions, Labels
+from utils.adapters.labels import BROKEN, EMPTY, ORPHAN, LabelOptions, Labels, labels_of
 from utils.adapters.report import Drops, build_report
 from utils.adapters.splitting import TRAIN, VAL, Ratios, leaks, random_split, sample, unseen
 from utils.data import HIERARCHY, REPORT, SPLITS, write_dataset
@@ -187,7 +187,6 @@ def adapt_table(
         No row or only one class is left, the delimiter is wrong, …
     """
     from utils.adapters.columns import encoded, refuse_nested, texts_of
-    from utils.adapters.labels import labels_of
 
     replaced = check_target(layout, name, source.recipe, options)
     refuse_nested(table)
