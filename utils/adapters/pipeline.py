@@ -193,8 +193,7 @@ def adapt_table(
     texts, control = texts_of(table, columns.text)
     labels = labels or labels_of(table, columns.classes, options.labels)
     given, notes = _given_split(table, columns.split)
-    drops = Drops.none(len(texts))
-    drops.counts["broken_row"] = source.broken
+    drops = Drops.none(len(texts), source.broken)
     text_codes, _ = encoded(texts)
     _drop_unusable(drops, texts, labels, given)
     _drop_rest(drops, text_codes, labels, given, options)

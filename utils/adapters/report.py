@@ -36,9 +36,9 @@ class Drops:
     keep: NDArray[np.bool_]
 
     @classmethod
-    def none(cls, rows: int) -> Drops:
-        """All rows are kept."""
-        return cls(counts=Counter(), keep=np.ones(rows, dtype=bool))
+    def none(cls, rows: int, broken: int = 0) -> Drops:
+        """All rows are kept but those that could not be read."""
+        return cls(counts=Counter(broken_row=broken), keep=np.ones(rows, dtype=bool))
 
     def drop(self, reason: str, rows: NDArray[np.bool_]) -> None:
         """Leave out rows; a mask over all rows, of which those still kept are counted."""
