@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from utils.classifier import Answer, Classifier
 from utils.decode import Floats
 from utils.manifest import ServiceInfo
 from utils.predicting.pipeline import Source
-
-METHODS = ("predict", "classify", "__call__")
 
 
 class TextModel:
@@ -57,23 +54,3 @@ class _Scorer:
         rows = self._source.encode(list(texts) or [""])
         scores, features = self._source.run(rows)
         return scores[: len(texts)], features[: len(texts)]
-
-
-def checked_texts(texts: Any, method: str) -> list[str]:
-    """What a caller gave, as a list of texts.
-
-    Raises
-    ------
-    TypeError
-        It is none.
-    """
-    wanted = f"{method} takes a text or a sequence of texts"
-    if isinstance(texts, str):
-        return [texts]
-    if isinstance(texts, (bytes, bytearray, Mapping)) or not isinstance(texts, Iterable):
-        raise TypeError(f"{wanted}, not {type(texts).__name__}.")
-    found = list(texts)
-    for place, text in enumerate(found):
-        if not isinstance(text, str):
-            raise TypeError(f"{wanted}; item {place} is {type(text).__name__}.")
-    return found
