@@ -3,9 +3,10 @@
 A batch of n rows takes about a + b·n seconds. While the model is busy, calls queue up and make the
 next batch by themselves. When it is idle, waiting for one more call delays the n rows that are
 there, and saves the a seconds that the late-comer would cost as a batch of its own; so it pays as
-long as n times the wait is less than a, and if calls come that quickly at all. Nothing waits for
-others longer than the latency limit. A lone caller, whose next call comes after the answer to the
-last, never waits.
+long as n times the wait is less than a, and if calls come that quickly at all. No idle model is
+kept waiting longer than the latency limit, so a call waits for that and one batch at most, as long
+as all that waits fits a batch. A lone caller, whose next call comes after the answer to the last,
+never waits.
 
 This is the rule of BentoML's CorkDispatcher (0.13, `bentoml/marshal/dispatcher.py`), which learns
 a and b as it goes, with the wait bounded by what it saves in place of the average wait before.
@@ -82,12 +83,19 @@ class Gaps:
 
 
 class Queue:
-    """Parts that can be answered together, in the order of their arrival."""
+    """Parts that can be answered together, in the order of their arrival.
+
+    Attributes
+    ----------
+    seen
+        When somebody first could have worked on them; None as long as all are busy.
+    """
 
     def __init__(self, line: Line) -> None:
         self.line = line
         self.parts: deque[Part] = deque()
         self.rows = 0
+        self.seen: float | None = None
 
     def put(self, part: Part) -> None:
         """Stand in line."""
@@ -96,7 +104,7 @@ class Queue:
 
     def take(self, limit: int) -> Batch:
         """The first parts, as many as fit; those that nobody waits for any more are left out."""
-        batch = Batch(self.line, [], 0)
+        batch, self.seen = Batch(self.line, [], 0), None
         while self.parts:
             part = self.parts[0]
             full = batch.parts and (self.line.alone or batch.rows + part.rows > limit)
@@ -193,8 +201,9 @@ class Dispatcher:
         saved = costs.fixed / max(queue.rows, 1) if costs else 0.0
         if self._gaps.mean >= saved:
             return 0.0
-        limit = queue.parts[0].since + self._latency
-        return min(self._gaps.last + saved, limit) - now
+        if queue.seen is None:
+            queue.seen = now
+        return min(max(self._gaps.last, queue.seen) + saved, queue.seen + self._latency) - now
 
     def _taken(self, queue: Queue) -> Batch | None:
         batch = queue.take(self._size)
