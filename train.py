@@ -6,9 +6,9 @@ from __future__ import annotations
 import datetime
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from utils import cli
 from utils.distributed import team
 from utils.errors import UserError
 from utils.paths import Layout
+from utils.store.tags import parse_labels
 
 if TYPE_CHECKING:
     from models.model import Model
@@ -48,6 +49,8 @@ class Options:
     dry_run: bool = False
     cpu: bool = False
     seed: int = 0
+    name: str | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
     dvc: bool | None = None
 
 
@@ -104,6 +107,7 @@ def train(layout: Layout, model_name: str, dataset_name: str, options: Options) 
     from utils import dvc
     from utils.config import load_config
     from utils.data import load_dataset
+    from utils.store import Store
 
     cls = model_class(model_name)
     settings = options.hyperparameters or layout.hyperparameters
@@ -120,6 +124,7 @@ def train(layout: Layout, model_name: str, dataset_name: str, options: Options) 
     )
     for option in _unused(cls, options):
         cli.say(f"{option} has no meaning for {model_name}")
+    Store(layout).check_name(model_name, dataset_name, options.name)
     if options.dry_run:
         return _rehearse(cls(dataset.hierarchy, config), dataset, options)
     if not team().leads:
@@ -271,6 +276,7 @@ def _difference(model: Model, config: Any, dataset: Dataset, options: Options) -
 
 def _provenance(dataset: Dataset, options: Options) -> dict[str, Any]:
     from utils.manifest import versions
+    from utils.store.info import surroundings
 
     return {
         "dataset": dataset.name,
@@ -280,6 +286,7 @@ def _provenance(dataset: Dataset, options: Options) -> dict[str, Any]:
         "seed": options.seed,
         "started": datetime.datetime.now().isoformat(timespec="seconds"),
         "versions": versions(LIBRARIES),
+        **surroundings(),
         "epoch": 0,
         "history": [],
     }
@@ -329,6 +336,7 @@ def _finish(
     from utils.config import config_to_dict
     from utils.files import write_json, write_parquet
     from utils.metrics import evaluate
+    from utils.store import Store
 
     model = type(trained).from_checkpoint(run.best)
     with cli.progress("Testing") as progress:
@@ -351,8 +359,12 @@ def _finish(
             reference = model.gen_reference_set(dataset.test, progress)
         write_parquet(run.reference(run.best), reference)
         written.append(run.reference(run.best))
+    entry = Store(layout).register(
+        model.name, dataset.name, run.time, name=options.name, labels=options.labels
+    )
     dvc.add(layout.root, written, options.dvc)
     cli.say(f"Best checkpoint: {run.best}")
+    cli.say(f"In the store: {entry.tag}" + (f" ({options.name})" if options.name else ""))
     _report(layout, facts, predictions, dataset.test)
     return metrics
 
@@ -447,6 +459,13 @@ EPILOG = """Examples:
 )
 @click.option("-r", "--reference", is_flag=True, help="Write the reference set for monitoring.")
 @click.option("--resume", is_flag=True, help="Go on with the newest run that was interrupted.")
+@click.option(
+    "--name", help="A name for the run, for tags: MODEL_DATASET:NAME.  [default: its time]"
+)
+@click.option(
+    "--label", "labels", multiple=True, metavar="KEY=VALUE",
+    help="A label to find the run by in store.py list, such as team=nlp; any number of them.",
+)  # fmt: skip
 @click.option("-n", "--dry-run", is_flag=True, help="Try everything on a few rows, write nothing.")
 @click.option("-c", "--cpu", is_flag=True, help="Use the CPU even where there is a GPU.")
 @click.option(
@@ -468,6 +487,7 @@ def main(models: list[str], datasets: list[str], verbose: bool, **values: Any) -
             from utils.errors import unknown
 
             raise unknown("model", name, MODELS)
+    values["labels"] = parse_labels(values["labels"])
     options = Options(**values)
     if options.cpu:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # read when torch is imported: not before here

@@ -2,11 +2,49 @@
 
 from __future__ import annotations
 
-import pytest
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
 
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+
+import store as command
 from models import MODELS
+from tests.stores import FakeModel, files_below, fill, tiny_model
+from utils.checkpoints import HIDDEN, find_checkpoint, runs, trained_pairs
 from utils.errors import UserError
+from utils.paths import PROJECT_ROOT, Layout
+from utils.store import Store, parse_tag
 from utils.store.registry import model_class, model_names
+
+
+@pytest.fixture
+def store(layout: Layout) -> Store:
+    return Store(layout)
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(command.main, list(arguments))
+
+
+def said(*arguments: str) -> str:
+    """What a command printed that went well."""
+    result = run(*arguments)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def refused(result: Result, *parts: str) -> None:
+    """The command failed with status 1 and one line that holds all `parts`."""
+    assert result.exit_code == 1, result.output
+    lines = [line for line in result.stderr.splitlines() if line]
+    assert len(lines) == 1, result.stderr
+    assert all(part in lines[0] for part in ("Error: ", *parts)), lines[0]
 
 
 def test_the_store_finds_the_registry() -> None:
@@ -14,3 +52,290 @@ def test_the_store_finds_the_registry() -> None:
     assert model_class("tfidf_hsgd").name == "tfidf_hsgd"
     with pytest.raises(UserError, match="Unknown model 'db_bhcm'"):
         model_class("db_bhcm")
+
+
+# -- tags -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("db_bhcn_shop", ("db_bhcn", "shop", "latest")),
+        ("db_bhcn_shop:", ("db_bhcn", "shop", "latest")),
+        ("db_bhcn_awx_shop:best", ("db_bhcn_awx", "shop", "best")),
+        ("db_bhcn/awx_shop:v1", ("db_bhcn", "awx_shop", "v1")),
+        ("tfidf_hsgd_my_data:2026-11-21T09:03", ("tfidf_hsgd", "my_data", "2026-11-21T09:03")),
+    ],
+)  # fmt: skip
+def test_tags(layout: Layout, text: str, parts: tuple[str, str, str]) -> None:
+    tag = parse_tag(text, layout)
+    assert (tag.model, tag.dataset, tag.version) == parts
+
+
+def test_a_tag_means_what_is_trained_where_it_has_two_readings(store: Store) -> None:
+    class Short(FakeModel):
+        name = "db_bhcn"
+
+    entry = store.save_model(Short("awx_shop"))
+    assert store.get("db_bhcn_awx_shop").tag == entry.tag
+
+    class Long(FakeModel):
+        name = "db_bhcn_awx"
+
+    longer = store.save_model(Long("shop"))
+    assert store.get("db_bhcn_awx_shop").tag == longer.tag
+    assert store.get("db_bhcn/awx_shop").tag == entry.tag
+
+
+@pytest.mark.parametrize(
+    "text", ["", "shop", "db_bhcn", "db_bhcn_", "nobody/shop", "tfidf_hsgd_../x", "tfidf_hsgd/../x"]
+)
+def test_what_is_no_tag(layout: Layout, text: str) -> None:
+    with pytest.raises(UserError):
+        parse_tag(text, layout)
+
+
+def test_versions(store: Store) -> None:
+    first, second, third = fill(store, [0.5, 0.9, 0.7])
+    store.alias(second.tag, "production")
+    named = store.save_model(FakeModel(accuracy=0.1), name="tried")
+    for version, entry in {
+        "latest": named, "best": second, "production": second, "tried": named,
+        first.version: first, third.version: third,
+    }.items():  # fmt: skip
+        assert store.get(f"tfidf_hsgd_fake:{version}").tag == entry.tag
+    assert store.get("tfidf_hsgd_fake").tag == named.tag
+    refused(run("get", "tfidf_hsgd_fake:producton"), "'producton'", "Did you mean 'production'?")
+    refused(run("get", "tfidf_hsgd_fake:best", "--by", "leaf_acuracy"), "'leaf_accuracy'")
+    refused(run("get", f"tfidf_hsgd_fake:{first.version[:4]}"), "may be any of", third.version)
+    refused(run("get", "tfidf_lsgd_fake"), "no weights of tfidf_lsgd", "train.py")
+
+
+def test_best_follows_the_figure(store: Store) -> None:
+    for accuracy, nll in ((0.5, 0.3), (0.9, 0.8)):
+        model = FakeModel(accuracy=accuracy)
+        model.info["val"]["nll"] = nll
+        store.save_model(model, metrics={"leaf_accuracy": 1 - accuracy})
+    low, high = store.list()
+    assert store.get("tfidf_hsgd_fake:best") == high
+    assert store.get("tfidf_hsgd_fake:best", by="nll") == low
+    assert store.get("tfidf_hsgd_fake:best", by="test.leaf_accuracy") == low
+    assert store.list(sort="nll") == [low, high]
+    assert store.list(sort="leaf_accuracy") == [high, low]
+
+
+# -- saving ---------------------------------------------------------------------------------
+
+
+def test_what_is_saved_comes_back(store: Store, layout: Layout) -> None:
+    model = tiny_model(layout)
+    objects: dict[str, Any] = {
+        "words": ["a", "ü"], "note": "naïve\n", "table": np.arange(6).reshape(2, 3), "raw": b"\0\1",
+    }  # fmt: skip
+    entry = store.save_model(
+        model, name="first", labels={"team": "nlp"}, metadata={"ticket": 7},
+        signatures={"classify": {"batchable": False}}, custom_objects=objects,
+        metrics={"leaf_accuracy": 0.75},
+    )  # fmt: skip
+    (found,) = Store(layout).list()
+    assert found == entry == store.get("tfidf_hsgd_tiny:first")
+    assert found.info.labels == {"team": "nlp"}
+    assert found.info.metadata == {"ticket": 7}
+    assert found.info.metrics == {"leaf_accuracy": 0.75}
+    assert found.info.validation == model.info["val"]
+    assert found.info.hyperparameters["loss"] == "modified_huber"
+    assert found.info.seconds == 1.5
+    assert found.info.fingerprint == model.info["fingerprint"]
+    assert found.info.host
+    assert found.info.code["version"]
+    assert found.signatures["classify"].batchable is False
+    assert set(found.custom_objects) == set(objects)
+    np.testing.assert_array_equal(found.custom_objects["table"], objects["table"])
+    assert {key: found.custom_objects[key] for key in ("words", "note", "raw")} == {
+        key: objects[key] for key in ("words", "note", "raw")
+    }
+    texts = ["wash foam hands", "play kids"]
+    scores = [np.concatenate([s for s, _ in m.score_batches(texts)]) for m in (model, found.load())]
+    np.testing.assert_array_equal(*scores)
+    assert find_checkpoint(layout, "tfidf_hsgd", "tiny") == found.path
+
+
+class Dangerous:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path.write_text, (Path("/nowhere"), "x"))
+
+
+@pytest.mark.parametrize(
+    "value", [Dangerous(), {1: "x"}, float("nan"), np.array([Dangerous()]), (1, 2)]
+)
+def test_objects_that_only_a_pickle_could_hold(store: Store, value: Any) -> None:
+    with pytest.raises(UserError, match=r"'thing'.*never pickles"):
+        store.save_model(FakeModel(), custom_objects={"thing": value})
+    assert store.list() == []
+    assert not files_below(store.layout.root)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"name": "latest"}, {"name": "2026-11-21"}, {"name": "../x"}, {"labels": {"a b": "x"}},
+        {"labels": {"a": "x\ny"}}, {"labels": {"a": "x,y"}}, {"custom_objects": {"../x": 1}},
+        {"signatures": {"predict": {"batch": 1}}}, {"dataset": "../x"},
+    ],
+)  # fmt: skip
+def test_what_cannot_be_saved_leaves_nothing(store: Store, values: dict[str, Any]) -> None:
+    with pytest.raises(UserError):
+        store.save_model(FakeModel(), **values)
+    assert not files_below(store.layout.root)
+
+
+def test_two_runs_never_have_one_name(store: Store) -> None:
+    first = store.save_model(FakeModel(), name="v1")
+    with pytest.raises(UserError, match=f"'v1' is {first.tag} already"):
+        store.save_model(FakeModel(), name="v1")
+    store.alias(first.tag, "production")
+    with pytest.raises(UserError, match="'production' is"):
+        store.save_model(FakeModel(), name="production")
+    with pytest.raises(UserError, match="'v1' is the name of"):
+        store.alias(first.tag, "v1")
+    assert len(store.list()) == 1
+
+
+def test_runs_from_before_there_was_a_store(store: Store, layout: Layout) -> None:
+    folder = layout.weight_dir("tfidf_hsgd", "fake")
+    FakeModel(accuracy=0.25).save(folder / "best_2026-01-01T00:00:00.pt")
+    facts = {"test": {"leaf_accuracy": 0.5}, "config": {"alpha": 1}, "info": {"seed": 3}}
+    (folder / "best_2026-01-01T00:00:01.pt").write_bytes(b"damaged")
+    FakeModel(accuracy=0.25).save(folder / "best_2026-01-01T00:00:02.pt")
+    (folder / "best_2026-01-01T00:00:02_metrics.json").write_text(json.dumps(facts))
+    plain, damaged, measured = store.list()
+    assert plain.info.validation == {"leaf_accuracy": 0.25}
+    assert "damaged" in damaged.info.problem
+    assert (measured.info.metrics, measured.info.seed) == ({"leaf_accuracy": 0.5}, 3)
+    result = run("list")
+    assert result.exit_code == 0
+    assert "3 models" in result.stdout
+    assert "damaged" in result.stderr
+    assert store.label(plain.tag, {"team": "nlp"}).info.validation == {"leaf_accuracy": 0.25}
+    refused(run("label", str(damaged.tag), "a=b"), "damaged")
+
+
+# -- labels, aliases, deletion --------------------------------------------------------------
+
+
+def test_labels_filter(store: Store) -> None:
+    one, two = fill(store, [0.1, 0.2])
+    assert "team=nlp" in said("label", str(one.tag), "team=nlp", "stage=dev")
+    said("label", str(two.tag), "team=web=1")
+    assert [e.tag for e in store.list(["label=team=nlp"])] == [one.tag]
+    assert [e.tag for e in store.list(["label=team=web=1", "model=tfidf_hsgd"])] == [two.tag]
+    assert len(store.list(["label=team"])) == 2
+    assert store.list(["label=team", "label=stage=prod"]) == []
+    assert store.list(["dataset=other"]) == []
+    said("label", str(one.tag), "--remove", "stage")
+    assert store.get(one.tag).info.labels == {"team": "nlp"}
+    refused(run("label", str(one.tag), "--remove", "stag"), "Unknown label 'stag'")
+    refused(run("label", str(one.tag), "team"), "key=value")
+    refused(run("list", "--filter", "dateset=x"), "Did you mean 'dataset'?")
+    refused(run("list", "--sort", "leaf_acuracy"), "Did you mean 'leaf_accuracy'?")
+    assert run("label", str(one.tag)).exit_code == 2
+
+
+def test_an_alias_moves_and_never_dangles(store: Store) -> None:
+    one, two = fill(store, [0.1, 0.2])
+    tag = "tfidf_hsgd_fake:production"
+    assert f"production is {one.tag} now" in said("alias", str(one.tag), "production")
+    said("alias", str(two.tag), "production")
+    assert store.get(tag).tag == two.tag
+    before = files_below(store.layout.root)
+    refused(run("delete", tag, "-y"), "'production'", "--with-aliases")
+    assert files_below(store.layout.root) == before
+    assert "Gone with it: production" in said("delete", tag, "-y", "--with-aliases")
+    refused(run("get", tag), "Unknown version")
+    said("alias", str(one.tag), "production")
+    assert str(one.tag) in said("alias", "--remove", tag)
+    refused(run("alias", "--remove", tag), "Unknown alias 'production'")
+    refused(run("alias", str(one.tag), "best"), "means something already")
+    assert [e.tag for e in store.list()] == [one.tag]
+    assert run("alias", str(one.tag)).exit_code == 2
+
+
+def test_delete_asks_or_is_told(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, two = fill(store, [0.1, 0.2], custom_objects={"a": 1})
+    folder = one.run.folder
+    (folder / f"best_{one.version}_on_other_test.json").write_text("{}")
+    (folder / f"last_{one.version}.pt").write_bytes(b"x")
+    (folder / f"best_{one.version}.pt.dvc").write_text("x")
+    refused(run("delete", str(one.tag)), str(one.tag), "-y")
+    refused(run("delete", "tfidf_hsgd_fake:best", "-y"), "another one tomorrow", str(two.tag))
+    assert len(store.list()) == 2
+    monkeypatch.setattr("click.testing._NamedTextIOWrapper.isatty", lambda _: True, raising=False)
+    assert f"Deleted {one.tag}" in said("delete", str(one.tag), "-y")
+    assert all(one.version not in name for name in files_below(store.layout.root))
+    assert [e.tag for e in store.list()] == [two.tag]
+    assert store.get(two.tag).custom_objects["a"] == 1
+
+
+def test_what_a_dead_process_left_is_hidden_and_swept(store: Store, layout: Layout) -> None:
+    one, two = fill(store, [0.1, 0.2])
+    (one.run.folder / f"{HIDDEN}{one.version}").touch()  # died while it came, or went
+    assert [e.tag for e in store.list()] == [two.tag]
+    assert [r.time for r in runs(layout, "tfidf_hsgd", "fake")] == [two.version]
+    three = store.save_model(FakeModel())
+    assert [e.tag for e in store.list()] == [two.tag, three.tag]
+    assert all(one.version not in name for name in files_below(store.layout.root))
+    assert trained_pairs(layout) == [("tfidf_hsgd", "fake")]
+
+
+# -- commands -------------------------------------------------------------------------------
+
+
+def test_get_and_compare_show_what_differs(store: Store) -> None:
+    one = store.save_model(FakeModel(accuracy=0.25), labels={"team": "nlp"})
+    two = store.save_model(FakeModel(accuracy=0.75))
+    shown = said("get", str(one.tag))
+    assert "leaf_accuracy: 0.25" in shown
+    assert "team: nlp" in shown
+    assert json.loads(said("get", str(one.tag), "-o", "json"))["validation"] == {
+        "leaf_accuracy": 0.25
+    }
+    assert said("get", "tfidf_hsgd_fake", "-o", "tag").strip() == str(two.tag)
+    assert said("get", "tfidf_hsgd_fake", "-o", "path").strip() == str(two.path)
+    found = store.compare(one.tag, two.tag)
+    assert found.figures["leaf_accuracy"] == (0.25, 0.75)
+    assert found.settings == {}
+    assert found.origins == {"label team": ("nlp", None)}
+    shown = said("compare", str(one.tag), str(two.tag))
+    assert all(part in shown for part in ("+0.5000", "label team", "Settings: the same"))
+    (first, _) = json.loads(said("list", "-o", "json"))
+    assert (first["tag"], first["labels"]) == (str(one.tag), {"team": "nlp"})
+
+
+def test_an_empty_store(layout: Layout) -> None:
+    assert "0 models" in said("list")
+    assert said("list", "-o", "json").strip() == "[]"
+    assert "0 models" in said("list", "--sort", "leaf_accuracy")
+    assert not layout.weights.exists()
+
+
+def test_500_entries_are_listed_within_a_second_and_without_torch(store: Store) -> None:
+    (entry,) = fill(store, [0.5])
+    entry_text = (entry.run.folder / f"entry_{entry.version}.json").read_text()
+    for number in range(1, 500):
+        moment = f"2026-01-01T00:{number // 60:02}:{number % 60:02}"
+        (entry.run.folder / f"best_{moment}.pt").write_bytes(entry.path.read_bytes())
+        (entry.run.folder / f"entry_{moment}.json").write_text(entry_text)
+    code = (
+        "import sys, store\n"
+        "try: store.main(['list'])\n"
+        "finally: print(*({'torch', 'numpy', 'pandas', 'sklearn'} & set(sys.modules)), 'loaded')"
+    )
+    started = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=PROJECT_ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    seconds = time.perf_counter() - started
+    assert "500 models" in done.stdout
+    assert "torch" not in done.stdout.splitlines()[-1]
+    assert seconds < 3  # 0.4 on an idle machine; benchmarks/store.py measures

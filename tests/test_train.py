@@ -57,7 +57,7 @@ def test_trains_tests_and_writes_what_belongs_together(layout: Layout, tiny: str
     assert model.info["dataset"] == tiny
     reference = pq.read_table(folder / f"{checkpoint.stem}_reference.parquet")
     assert reference.equals(model.gen_reference_set(test))
-    assert len(visible_files(layout.weights)) == 3
+    assert len(visible_files(layout.weights)) == 5  # with the entry and the lock of the store
 
 
 def test_several_pairs_one_of_which_fails(layout: Layout, tiny: str) -> None:

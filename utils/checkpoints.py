@@ -28,6 +28,8 @@ Arrays = dict[str, NDArray[Any]]
 FORMAT = "ktt-checkpoint"
 VERSION = 1
 TRAINING = "training/"
+HIDDEN = ".hidden-"
+"""Before the time of a run whose files are being put there or removed: it does not exist."""
 _STEM = re.compile(r"(best|last)_(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)")
 
 
@@ -129,32 +131,49 @@ class Run:
 def runs(layout: Layout, model: str, dataset: str) -> list[Run]:
     """All runs of a (model, dataset) pair, oldest first."""
     folder = layout.weight_dir(model, dataset)
+    times = _times(folder)
+    # looked at last: a run that was being put there when its files were listed is whole by now
+    hidden = {mark.name.removeprefix(HIDDEN) for mark in folder.glob(f"{HIDDEN}*")}
+    return [Run(folder=folder, time=time) for time in sorted(times - hidden)]
+
+
+def _times(folder: Path) -> set[str]:
+    """Times of which there are checkpoints, or pointers of DVC to them."""
     names = {file.name.removesuffix(".dvc") for file in folder.glob("*_*.pt*")}
     matches = (_STEM.fullmatch(name.removesuffix(".pt")) for name in names)
-    times = sorted({match.group(2) for match in matches if match})
-    return [Run(folder=folder, time=time) for time in times]
+    return {match.group(2) for match in matches if match}
 
 
 @contextmanager
 def new_run(layout: Layout, model: str, dataset: str) -> Iterator[Run]:
     """Take a time, now or soon, that no other run of the pair has, also not one beside this."""
     folder = layout.weight_dir(model, dataset)
-    taken = {run.time for run in runs(layout, model, dataset)}
+    taken = _times(folder)
     moment = datetime.datetime.now().replace(microsecond=0)
-    while True:
-        # of no process: if it stays behind it is swept with other leavings
-        mark = folder / f"{TEMPORARY_PREFIX}0-{moment.isoformat()}"
-        try:
-            if moment.isoformat() not in taken:
-                mark.touch(exist_ok=False)
-                break
-        except FileExistsError:
-            pass
+    while moment.isoformat() in taken or not _mark(folder, moment.isoformat()):
         moment += datetime.timedelta(seconds=1)
     try:
         yield Run(folder=folder, time=moment.isoformat())
     finally:
-        mark.unlink(missing_ok=True)
+        _marked(folder, moment.isoformat()).unlink(missing_ok=True)
+
+
+def _marked(folder: Path, time: str) -> Path:
+    # of no process: if it stays behind it is swept with other leavings
+    return folder / f"{TEMPORARY_PREFIX}0-{time}"
+
+
+def _mark(folder: Path, time: str) -> bool:
+    """Take a time, unless somebody has it or was quicker."""
+    mark = _marked(folder, time)
+    try:
+        mark.touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    if time not in _times(folder):
+        return True
+    mark.unlink(missing_ok=True)
+    return False
 
 
 def find_checkpoint(

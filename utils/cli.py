@@ -97,6 +97,17 @@ def _cell(value: object) -> str:
     return escape(str(value))
 
 
+def size(count: int | None) -> str:
+    """A number of bytes as people read it, ``?`` if it is not known."""
+    if count is None:
+        return "?"
+    number, units = float(count), ["B", "kB", "MB", "GB", "TB"]
+    while number >= 1000 and len(units) > 1:
+        number /= 1000
+        del units[0]
+    return f"{number:.{0 if units[0] == 'B' else 1}f} {units[0]}"
+
+
 @contextmanager
 def progress(description: str) -> Iterator[Callable[[int, int], None]]:
     """Show how far something is: a bar on a terminal, now and then a line elsewhere.

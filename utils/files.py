@@ -127,6 +127,59 @@ def atomic_dir(path: Path, keep: Sequence[str] = ()) -> Iterator[Path]:
             _remove(temporary)
 
 
+@contextmanager
+def staging(folder: Path) -> Iterator[Path]:
+    """Yield a hidden folder inside `folder`: what `move_in` does not take out of it is lost.
+
+    A `folder` that was made for it and stays empty goes again, with its empty parents.
+
+    Raises
+    ------
+    UserError
+        It cannot be written.
+    """
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    with _explained(folder / "staging"):
+        temporary = _made_in(folder)
+        _sweep(folder)
+        try:
+            yield temporary
+        finally:
+            _remove(temporary)
+            with suppress(OSError):  # not empty
+                for path in made:
+                    path.rmdir()
+
+
+def _made_in(folder: Path) -> Path:
+    """A new hidden folder inside `folder`, also where others remove that whenever it is empty."""
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        with suppress(FileNotFoundError):
+            return Path(tempfile.mkdtemp(prefix=_prefix(), dir=folder))
+
+
+def move_in(source: Path, path: Path) -> None:
+    """Move a finished file or folder to its place, with what it holds safely on the disk."""
+    for file in source.rglob("*") if source.is_dir() else [source]:
+        _sync(file)
+    source.replace(path)
+    _sync(path.parent)
+
+
+def remove_all(paths: Sequence[Path]) -> None:
+    """Remove files and folders in this order; those that are gone already are no mistake.
+
+    Raises
+    ------
+    UserError
+        One cannot be removed.
+    """
+    for path in paths:
+        with _explained(path), suppress(FileNotFoundError):
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
 def _link_tree(source: Path, target: Path) -> None:
     """Make the files below `source`, or the file `source`, stand at `target` as well."""
     if source.is_symlink():  # stays one, wherever it leads to

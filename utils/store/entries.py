@@ -1,0 +1,173 @@
+"""One entry of the store: a run with what is known about it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from utils import dvc
+from utils.checkpoints import Run
+from utils.paths import Layout
+from utils.store.info import Info
+from utils.store.objects import Objects
+from utils.store.registry import model_class
+from utils.store.tags import Tag
+
+if TYPE_CHECKING:
+    from utils.runner import Runner, Signature
+
+FIELDS = ("model", "dataset", "version", "name", "label")
+"""What entries can be filtered by."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """A run in the store.
+
+    Parameters
+    ----------
+    model, dataset
+        The pair.
+    run
+        Its files.
+    info
+        What is known about it.
+    aliases
+        Names that lead here until they are moved.
+    layout
+        The project's folders.
+    """
+
+    model: str
+    dataset: str
+    run: Run
+    info: Info
+    aliases: tuple[str, ...] = ()
+    layout: Layout = field(repr=False, compare=False)
+
+    @property
+    def version(self) -> str:
+        """The run's time, which no other run of the pair has."""
+        return self.run.time
+
+    @property
+    def tag(self) -> Tag:
+        """The tag that leads here for good."""
+        return Tag(model=self.model, dataset=self.dataset, version=self.version)
+
+    @property
+    def path(self) -> Path:
+        """The checkpoint."""
+        only_last = self.run.last.exists() and not self.run.best.exists()
+        return self.run.last if only_last else self.run.best
+
+    @property
+    def bytes(self) -> int | None:
+        """Size of the checkpoint; None where DVC has yet to fetch it."""
+        try:
+            return self.path.stat().st_size
+        except FileNotFoundError:
+            return None
+
+    @property
+    def custom_objects(self) -> Objects:
+        """What was kept beside the model, by name."""
+        return Objects(self.run.folder / f"objects_{self.run.time}")
+
+    @property
+    def signatures(self) -> dict[str, Signature]:
+        """The methods that a runner calls."""
+        from utils.runner import DEFAULT_SIGNATURES, Signature
+
+        own = {name: Signature.from_dict(values) for name, values in self.info.signatures.items()}
+        return own or dict(DEFAULT_SIGNATURES)
+
+    def load(self) -> Any:
+        """The model, ready to answer.
+
+        Raises
+        ------
+        UserError
+            Its checkpoint is missing or damaged, or there is no such model any more.
+        """
+        dvc.ensure(self.layout.root, self.path)
+        return model_class(self.model).from_checkpoint(self.path)
+
+    def to_runner(self, *, runtime: str | None = None, **limits: Any) -> Runner:
+        """A runner of this run.
+
+        Parameters
+        ----------
+        runtime
+            ``"onnx"``, ``"torch"``, or None for the quicker.
+        limits
+            ``max_batch_size``, ``max_latency_ms`` and ``workers`` of `utils.runner.Runner`.
+        """
+        from utils.runner import Runner, opener
+
+        source = opener(self.layout.root, self.model, self.dataset, self.version, runtime)
+        return Runner(str(self.tag), source, signatures=self.signatures, **limits)
+
+    def matches(self, key: str, value: str) -> bool:
+        """Whether one of `FIELDS` has a value; for a label ``key`` or ``key=value``."""
+        if key == "label":
+            name, sign, wanted = value.partition("=")
+            found = self.info.labels.get(name)
+            return found is not None and (not sign or found == wanted)
+        if key == "name":
+            return value == self.info.name or value in self.aliases
+        return bool(getattr(self, key) == value)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All that is known, as JSON values."""
+        return {
+            "tag": str(self.tag),
+            "model": self.model,
+            "dataset": self.dataset,
+            "version": self.version,
+            "aliases": list(self.aliases),
+            "path": str(self.path),
+            "bytes": self.bytes,
+            **self.info.to_dict(),
+            "signatures": {name: one.to_dict() for name, one in self.signatures.items()},
+            "custom_objects": list(self.custom_objects),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Two entries side by side: values that both have or that differ, as (first, second)."""
+
+    entries: tuple[Entry, Entry]
+    figures: Mapping[str, tuple[float | None, float | None]]
+    settings: Mapping[str, tuple[Any, Any]]
+    origins: Mapping[str, tuple[Any, Any]]
+
+
+def compare(one: Entry, other: Entry) -> Comparison:
+    """Set two entries side by side; of settings and origins only what differs."""
+    names = list(dict.fromkeys([*one.info.figures(), *other.info.figures()]))
+    return Comparison(
+        entries=(one, other),
+        figures={name: (one.info.figure(name), other.info.figure(name)) for name in names},
+        settings=_differing(one.info.hyperparameters, other.info.hyperparameters),
+        origins=_differing(_origin(one), _origin(other)),
+    )
+
+
+def _origin(entry: Entry) -> dict[str, Any]:
+    info = entry.info
+    found = {
+        "model": entry.model, "dataset": entry.dataset, "dataset fingerprint": info.fingerprint,
+        "rows": info.rows, "seed": info.seed, "host": info.host, "bytes": entry.bytes,
+    }  # fmt: skip
+    found |= {f"code {key}": value for key, value in info.code.items()}
+    found |= {f"library {key}": value for key, value in info.libraries.items()}
+    return found | {f"label {key}": value for key, value in info.labels.items()}
+
+
+def _differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    keys = dict.fromkeys([*one, *other])
+    return {key: (one.get(key), other.get(key)) for key in keys if one.get(key) != other.get(key)}

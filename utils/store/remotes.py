@@ -1,0 +1,289 @@
+"""Other places for models: URLs, and the remotes that a configuration file names."""
+
+from __future__ import annotations
+
+import configparser
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from utils.errors import UserError, unknown
+from utils.files import atomic_path, read_json
+from utils.paths import Layout
+from utils.store.archive import read_file
+
+if TYPE_CHECKING:
+    from utils.store.archive import Readable
+
+FILE = "store.json"
+KEYS = ("url", "endpoint", "region")
+WHOLE = ("s3", "gs", "gcs", "abfs", "az", "memory", "http", "https")
+"""Where a file appears when it is closed, not before. Elsewhere it is written beside and moved."""
+DVC_FOLDER = "ktt-store"
+"""Below a DVC remote, beside the files that DVC keeps there."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where files lie: a folder or a file, as a path or a URL.
+
+    Parameters
+    ----------
+    url
+        A path of this machine, or ``scheme://…``.
+    endpoint, region
+        Of a server that speaks S3, if it is not Amazon's.
+    """
+
+    url: str
+    endpoint: str | None = None
+    region: str | None = None
+
+    def __str__(self) -> str:
+        return shown(self.url)
+
+    def __truediv__(self, name: str) -> Place:
+        url = f"{self.url.rstrip('/')}/{name}"
+        return Place(url=url, endpoint=self.endpoint, region=self.region)
+
+    @property
+    def path(self) -> Path | None:
+        """The path, if it is one of this machine."""
+        if self.url.startswith("file://"):
+            return Path(self.url.removeprefix("file://"))
+        return None if is_url(self.url) else Path(self.url)
+
+
+def is_url(text: str) -> bool:
+    """Whether something is a URL rather than a path."""
+    return "://" in text
+
+
+def shown(url: str) -> str:
+    """A URL without what may be secret in it."""
+    if not is_url(url):
+        return url
+    scheme, _, rest = url.partition("://")
+    rest = re.sub(r"^[^/]*@", "", rest)
+    return f"{scheme}://{rest.partition('?')[0]}"
+
+
+# -- which place ----------------------------------------------------------------------------
+
+
+def remote(layout: Layout, name: str | None = None) -> Place:
+    """The remote of a name, or the default one: of store.json, else of DVC.
+
+    Raises
+    ------
+    UserError
+        There is none, or the configuration says what cannot be.
+    """
+    file = layout.root / FILE
+    if not file.exists():
+        found = None if name else _dvc_remote(layout.root)
+        if found:
+            return found
+        raise UserError(
+            f"No remote is configured: write {file} with "
+            '{"default": "team", "remotes": {"team": {"url": "s3://bucket/models"}}}'
+        )
+    values = read_json(file)
+    if mistakes := _mistakes(values):
+        raise UserError(f"{file}: {'; '.join(mistakes)}.")
+    remotes = values["remotes"]
+    name = name or values.get("default") or (next(iter(remotes)) if len(remotes) == 1 else None)
+    if name is None:
+        raise UserError(f"{file} names no default: add --remote with one of {', '.join(remotes)}.")
+    if name not in remotes:
+        raise unknown("remote", name, remotes)
+    return _absolute(Place(**remotes[name]), layout.root)
+
+
+def _mistakes(values: Any) -> list[str]:
+    """All that is wrong with store.json."""
+    if not isinstance(values, dict) or not isinstance(values.get("remotes"), dict):
+        return ['it must be an object with "remotes": {NAME: {"url": …}}']
+    found = [f"unknown key {key!r}" for key in values if key not in ("default", "remotes")]
+    if values.get("default", next(iter(values["remotes"]), None)) not in values["remotes"]:
+        found.append(f"default {values.get('default')!r} is no remote")
+    for name, given in values["remotes"].items():
+        found += [f"remote {name!r}: {mistake}" for mistake in _wrong(given)]
+    return found
+
+
+def _wrong(given: Any) -> list[str]:
+    if not isinstance(given, dict) or not isinstance(given.get("url"), str):
+        return ['it needs a "url"']
+    found = [
+        f"unknown key {key!r} (known: {', '.join(KEYS)}; credentials do not belong here)"
+        for key in given
+        if key not in KEYS
+    ]
+    found += [f"{key} is no text" for key in KEYS if not isinstance(given.get(key, ""), str)]
+    if is_url(given["url"]) and urlsplit(given["url"]).password is not None:
+        found.append("its url holds a password, which does not belong here")
+    return found
+
+
+def _absolute(place: Place, folder: Path) -> Place:
+    if is_url(place.url):
+        return place
+    return Place(url=str(folder / place.url), endpoint=place.endpoint, region=place.region)
+
+
+def _dvc_remote(root: Path) -> Place | None:
+    """The default remote of DVC's configuration, if the root has one."""
+    config = configparser.ConfigParser(interpolation=None)
+    files = [root / ".dvc" / name for name in ("config", "config.local")]
+    try:
+        config.read(files, encoding="utf-8")
+    except (configparser.Error, UnicodeDecodeError):
+        return None
+    name = config.get("core", "remote", fallback=None)
+    section = f"'remote \"{name}\"'"
+    if not name or not config.has_option(section, "url"):
+        return None
+    place = Place(
+        url=config.get(section, "url"),
+        endpoint=config.get(section, "endpointurl", fallback=None),
+        region=config.get(section, "region", fallback=None),
+    )
+    return _absolute(place, root / ".dvc") / DVC_FOLDER
+
+
+# -- reading and writing --------------------------------------------------------------------
+
+
+@contextmanager
+def opened(place: Place) -> Iterator[tuple[Readable, int | None]]:
+    """Open a file for reading, and tell its size where that is known.
+
+    Raises
+    ------
+    UserError
+        It is not there, or cannot be reached.
+    """
+    if place.path:
+        with read_file(place.path) as found:
+            yield found
+        return
+    with _explained(place, "read"):
+        files, path = _file_system(place)
+        file = files.open(path, "rb")
+    with file:
+        yield _Stream(file, place), getattr(file, "size", None)
+
+
+class _Stream:
+    """A remote file whose failures are the user's errors."""
+
+    def __init__(self, file: Any, place: Place) -> None:
+        self._file = file
+        self._place = place
+
+    def read(self, size: int = -1, /) -> bytes:
+        """At most so many bytes."""
+        with _explained(self._place, "read"):
+            return bytes(self._file.read(size))
+
+
+@contextmanager
+def written(place: Place) -> Iterator[Path]:
+    """Yield a temporary file of this machine that becomes the place's when the block ends well.
+
+    Raises
+    ------
+    UserError
+        It cannot be written.
+    """
+    if place.path:
+        with atomic_path(place.path) as temporary:
+            yield temporary
+        return
+    with tempfile.TemporaryDirectory(prefix="ktt-store-") as folder:
+        temporary = Path(folder) / "file"
+        yield temporary
+        with _explained(place, "write"):
+            _upload(temporary, place)
+
+
+def _upload(source: Path, place: Place) -> None:
+    files, path = _file_system(place)
+    whole = urlsplit(place.url).scheme in WHOLE
+    beside = path if whole else f"{path}.part-{os.getpid()}"
+    if not whole:
+        files.makedirs(path.rpartition("/")[0], exist_ok=True)
+    with source.open("rb") as file, files.open(beside, "wb") as to:
+        shutil.copyfileobj(file, to, 1 << 20)
+    if not whole:
+        files.mv(beside, path)
+
+
+def exists(place: Place) -> bool:
+    """Whether there is such a file."""
+    if place.path:
+        return place.path.is_file()
+    with _explained(place, "read"):
+        files, path = _file_system(place)
+        return bool(files.isfile(path))
+
+
+def names(place: Place) -> list[str]:
+    """Names of the files in a folder; none where there is no such folder."""
+    if place.path:
+        found = place.path.iterdir() if place.path.is_dir() else iter(())
+        return sorted(path.name for path in found if path.is_file())
+    with _explained(place, "read"):
+        files, path = _file_system(place)
+        try:
+            return sorted(name.rstrip("/").rpartition("/")[2] for name in files.ls(path, False))
+        except FileNotFoundError:
+            return []
+
+
+def _file_system(place: Place) -> tuple[Any, str]:
+    """What reads and writes there, and the path as it knows it."""
+    parts = urlsplit(place.url)
+    if parts.scheme == "s3":
+        return _s3(place), f"{parts.netloc}{parts.path}"
+    from fsspec.core import url_to_fs
+
+    return url_to_fs(place.url)
+
+
+def _s3(place: Place) -> Any:
+    """Arrow's client: it is here already, and takes credentials from where Amazon's tools do."""
+    from fsspec.implementations.arrow import ArrowFSWrapper
+    from pyarrow.fs import S3FileSystem
+
+    endpoint = place.endpoint or os.environ.get("AWS_ENDPOINT_URL_S3")
+    endpoint = endpoint or os.environ.get("AWS_ENDPOINT_URL")
+    region = place.region or os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+    options: dict[str, Any] = {"region": region or "us-east-1", "connect_timeout": 10}
+    if endpoint:
+        options |= {"endpoint_override": endpoint}
+    return ArrowFSWrapper(S3FileSystem(**options))
+
+
+@contextmanager
+def _explained(place: Place, verb: str) -> Iterator[None]:
+    """Turn what any of a dozen libraries may raise into the user's error."""
+    try:
+        yield
+    except UserError:
+        raise
+    except ImportError as error:
+        scheme = urlsplit(place.url).scheme
+        raise UserError(f"{scheme}:// needs another package: {error}.") from error
+    except Exception as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = reason.replace(place.url, shown(place.url)).rstrip(".")
+        raise UserError(f"Cannot {verb} {place}: {reason[:300]}.") from error

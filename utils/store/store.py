@@ -1,0 +1,631 @@
+"""The store: every command of store.py is a method here."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from utils import dvc
+from utils.checkpoints import Run, checkpoint_meta, new_run, runs, trained_pairs
+from utils.errors import UserError, unknown
+from utils.files import read_json, staging, write_json
+from utils.paths import Layout
+from utils.store import archive, remotes
+from utils.store.changes import locked, publish, remove, run_files
+from utils.store.entries import FIELDS, Comparison, Entry, compare
+from utils.store.info import (
+    BY,
+    FORMAT,
+    Info,
+    entry_file,
+    info_of,
+    is_better,
+    lower_is_better,
+    read_info,
+    surroundings,
+)
+from utils.store.objects import write_objects
+from utils.store.remotes import Place
+from utils.store.tags import (
+    BEST,
+    LATEST,
+    Tag,
+    checked_label,
+    checked_version,
+    parse_tag,
+)
+
+ALIASES = "aliases.json"
+Entries = list[Entry]
+
+
+class Store:
+    """The trained models of a project.
+
+    Parameters
+    ----------
+    layout
+        The project's folders; without them those of `Layout()`.
+    """
+
+    def __init__(self, layout: Layout | None = None) -> None:
+        self.layout = layout or Layout()
+
+    # -- looking ------------------------------------------------------------------------------
+
+    def list(self, filters: Iterable[str] = (), sort: str | None = None) -> Entries:
+        """All entries, pair by pair and oldest first.
+
+        Parameters
+        ----------
+        filters
+            ``key=value`` for model, dataset, version or name, ``label=key`` or
+            ``label=key=value``; all of them must hold.
+        sort
+            A figure, such as ``leaf_accuracy`` (of the validation rows) or
+            ``test.leaf_macro_f1``: best first, those without it last.
+        """
+        wanted = [_filter(text) for text in filters]
+        pairs = [
+            (model, dataset)
+            for model, dataset in trained_pairs(self.layout)
+            if all({"model": model, "dataset": dataset}.get(k, v) == v for k, v in wanted)
+        ]
+        found = [entry for pair in pairs for entry in self._entries(*pair)]
+        found = [entry for entry in found if all(entry.matches(*one) for one in wanted)]
+        return _sorted(found, sort) if sort else found
+
+    def get(self, tag: str | Tag, *, by: str = BY) -> Entry:
+        """The entry that a tag leads to.
+
+        Parameters
+        ----------
+        by
+            The figure that ``best`` means: by default leaf accuracy on the validation rows.
+
+        Raises
+        ------
+        UserError
+            It leads nowhere.
+        """
+        wanted = self._parsed(tag)
+        entries = self._entries(wanted.model, wanted.dataset)
+        if not entries:
+            raise UserError(
+                f"There are no weights of {wanted.model} for {wanted.dataset!r} in the store. "
+                f"Train them: python train.py -m {wanted.model} -d {wanted.dataset}"
+            )
+        return _resolved(entries, wanted, by)
+
+    def load_model(self, tag: str | Tag) -> Any:
+        """The model that a tag leads to, ready to answer."""
+        return self.get(tag).load()
+
+    def compare(self, one: str | Tag, other: str | Tag) -> Comparison:
+        """Two entries side by side."""
+        return compare(self.get(one), self.get(other))
+
+    def _parsed(self, tag: str | Tag) -> Tag:
+        return tag if isinstance(tag, Tag) else parse_tag(tag, self.layout)
+
+    def _entries(self, model: str, dataset: str) -> Entries:
+        """Entries of a pair, oldest first; one that goes meanwhile is left out."""
+        aliases = self._aliases(model, dataset)
+        found = [
+            Entry(
+                model=model, dataset=dataset, run=run, info=read_info(run), layout=self.layout,
+                aliases=tuple(sorted(name for name, time in aliases.items() if time == run.time)),
+            )
+            for run in runs(self.layout, model, dataset)
+        ]  # fmt: skip
+        return [entry for entry in found if not entry.info.problem or run_files(entry.run)]
+
+    # -- saving -------------------------------------------------------------------------------
+
+    def save_model(
+        self,
+        model: Any,
+        dataset: str | None = None,
+        *,
+        name: str | None = None,
+        labels: Mapping[str, str] | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        signatures: Mapping[str, Any] | None = None,
+        custom_objects: Mapping[str, Any] | None = None,
+        metrics: Mapping[str, float] | None = None,
+    ) -> Entry:
+        """Put a trained model into the store; it appears whole or not at all.
+
+        Parameters
+        ----------
+        model
+            A `models.model.Model`.
+        dataset
+            What it was trained on; without it what its `info` says.
+        name
+            Of your own choice; tags with it lead here.
+        labels, metadata
+            Words to find it by, and JSON values to keep with it.
+        signatures
+            Methods that a runner calls, as `utils.runner.Signature` or their JSON values.
+        custom_objects
+            Text, bytes, arrays and JSON values to keep beside it, by name.
+        metrics
+            Figures of the test rows.
+        """
+        dataset = dataset or model.info.get("dataset")
+        if not dataset:
+            raise UserError("Say which dataset the model was trained on: save_model(model, NAME).")
+        self.check_name(model.name, dataset, name)
+        made = self._info(name, labels, metadata, signatures)
+        with (
+            staging(self.layout.weight_dir(model.name, dataset)) as staged,
+            new_run(self.layout, model.name, dataset) as run,
+        ):
+            place = Run(folder=staged, time=run.time)
+            model.info = surroundings() | model.info | {"dataset": dataset}
+            model.save(place.best)
+            known = info_of(checkpoint_meta(place.best) | {"test": dict(metrics or {})})
+            _write(place, _merged(known, made))
+            if custom_objects:
+                write_objects(staged / f"objects_{run.time}", custom_objects)
+            self._publish(run, staged, model.name, dataset, name)
+        return self.get(Tag(model=model.name, dataset=dataset, version=run.time))
+
+    def register(
+        self,
+        model: str,
+        dataset: str,
+        time: str,
+        *,
+        name: str | None = None,
+        labels: Mapping[str, str] | None = None,
+    ) -> Entry:
+        """Write down what is known of a run that train.py has just finished.
+
+        What a user said about it before, as it was begun or resumed, stays where nothing new is
+        said.
+        """
+        run = Run(folder=self.layout.weight_dir(model, dataset), time=time)
+        with locked(self.layout):
+            self._check_free(model, dataset, name, besides=time)
+            facts = read_json(run.metrics) if run.metrics.exists() else checkpoint_meta(run.best)
+            old = read_info(run) if (run.folder / entry_file(run)).exists() else Info()
+            given = self._info(name or old.name, old.labels | dict(labels or {}), old.metadata,
+                               old.signatures)  # fmt: skip
+            _write(run, _merged(info_of(facts), given))
+        return self.get(Tag(model=model, dataset=dataset, version=time))
+
+    def check_name(self, model: str, dataset: str, name: str | None) -> None:
+        """Refuse a name that cannot be, or that another run or an alias of the pair has."""
+        self._check_free(model, dataset, name)
+
+    def _check_free(
+        self, model: str, dataset: str, name: str | None, besides: str | None = None
+    ) -> None:
+        if name is None:
+            return
+        checked_version("Name", name)
+        for entry in self._entries(model, dataset):
+            if entry.version != besides and name in (entry.info.name, *entry.aliases):
+                raise UserError(
+                    f"{name!r} is {entry.tag} already. Choose another name, or an alias, which "
+                    "can be moved: python store.py alias TAG NAME"
+                )
+
+    def _info(
+        self,
+        name: str | None,
+        labels: Mapping[str, str] | None,
+        metadata: Mapping[str, Any] | None,
+        signatures: Mapping[str, Any] | None,
+    ) -> Info:
+        """What a user says about a run, checked."""
+        from utils.runner import Signature
+
+        methods = {
+            key: one if isinstance(one, Signature) else Signature.from_dict(one)
+            for key, one in (signatures or {}).items()
+        }
+        return Info(
+            name=None if name is None else checked_version("Name", name),
+            labels=dict(checked_label(*one) for one in (labels or {}).items()),
+            metadata=dict(metadata or {}),
+            signatures={key: one.to_dict() for key, one in methods.items()},
+        )
+
+    def _publish(self, run: Run, staged: Path, model: str, dataset: str, name: str | None) -> None:
+        with locked(self.layout):
+            self._check_free(model, dataset, name)
+            publish(run, staged)
+
+    # -- changing -----------------------------------------------------------------------------
+
+    def delete(self, tag: str | Tag, *, aliases: bool = False) -> Entry:
+        """Remove a run with all that belongs to it.
+
+        Parameters
+        ----------
+        aliases
+            Whether to remove the aliases that lead to it too; without this it is refused where
+            there are any, as what uses them would find nothing or, worse, something else.
+
+        Returns
+        -------
+        Entry
+            What was there.
+        """
+        with locked(self.layout):
+            entry = self._exact(tag)
+            if entry.aliases and not aliases:
+                raise UserError(
+                    f"{entry.tag} is {' and '.join(map(repr, entry.aliases))}: move the alias "
+                    "first (python store.py alias TAG NAME), or add --with-aliases."
+                )
+            kept = self._aliases(entry.model, entry.dataset)
+            if entry.aliases:
+                left = {key: time for key, time in kept.items() if time != entry.version}
+                write_json(entry.run.folder / ALIASES, left)
+            remove(entry.run)
+        return entry
+
+    def _exact(self, tag: str | Tag) -> Entry:
+        """An entry to be removed: not by a rule that may mean another one tomorrow."""
+        wanted = self._parsed(tag)
+        if wanted.version == BEST:
+            raise UserError(
+                f"{wanted} may be another one tomorrow: name what to delete, such as "
+                f"{self.get(wanted).tag}"
+            )
+        return self.get(wanted)
+
+    def label(self, tag: str | Tag, labels: Mapping[str, str], remove: Sequence[str] = ()) -> Entry:
+        """Set labels of an entry, and remove others by their keys."""
+        checked = dict(checked_label(*one) for one in labels.items())
+        with locked(self.layout):
+            entry = self.get(tag)
+            for key in remove:
+                if key not in entry.info.labels:
+                    raise unknown("label", key, entry.info.labels)
+            kept = {key: val for key, val in entry.info.labels.items() if key not in remove}
+            self._check_known(entry)
+            _write(entry.run, replace(entry.info, labels=kept | checked))
+        return self.get(entry.tag)
+
+    def _check_known(self, entry: Entry) -> None:
+        if entry.info.problem:
+            raise UserError(f"{entry.tag} cannot be changed: {entry.info.problem}")
+
+    def alias(self, tag: str | Tag, name: str) -> Entry:
+        """Let a name of the pair lead to an entry from now on, wherever it led before."""
+        checked_version("Alias", name)
+        with locked(self.layout):
+            entry = self.get(tag)
+            for other in self._entries(entry.model, entry.dataset):
+                if other.info.name == name:
+                    raise UserError(f"{name!r} is the name of {other.tag}: choose another alias.")
+            self._set_alias(entry, name)
+        return self.get(entry.tag)
+
+    def _set_alias(self, entry: Entry, name: str) -> None:
+        known = self._aliases(entry.model, entry.dataset)
+        write_json(entry.run.folder / ALIASES, known | {name: entry.version})
+
+    def remove_alias(self, tag: str | Tag) -> Entry:
+        """Remove the alias that a tag ends with.
+
+        Returns
+        -------
+        Entry
+            What it led to.
+        """
+        wanted = self._parsed(tag)
+        with locked(self.layout):
+            known = self._aliases(wanted.model, wanted.dataset)
+            if wanted.version not in known:
+                raise unknown("alias", wanted.version, known)
+            entry = self.get(wanted)
+            del known[wanted.version]
+            write_json(entry.run.folder / ALIASES, known)
+        return entry
+
+    def _aliases(self, model: str, dataset: str) -> dict[str, str]:
+        """Time of the run that each alias leads to."""
+        file = self.layout.weight_dir(model, dataset) / ALIASES
+        if not file.exists():
+            return {}
+        found = read_json(file)
+        if not isinstance(found, dict) or not all(isinstance(x, str) for x in found.values()):
+            raise UserError(f"{file} is damaged: remove it and set the aliases again.")
+        return found
+
+    # -- archives -----------------------------------------------------------------------------
+
+    def export_model(self, tag: str | Tag, target: str | Path = ".") -> str:
+        """Write an entry as one file.
+
+        Parameters
+        ----------
+        target
+            A file, a folder, or a URL of either; one that ends with ``/`` is a folder.
+
+        Returns
+        -------
+        str
+            Where it is.
+        """
+        entry, place = self.get(tag), Place(url=str(target))
+        if _is_folder(place):
+            name = archive.archive_name(entry.model, entry.dataset, entry.version)
+            place = place / name
+        self._write_archive(entry, place)
+        return str(place)
+
+    def _write_archive(self, entry: Entry, place: Place) -> None:
+        dvc.ensure(self.layout.root, entry.run.best)
+        files = _archived(entry)
+        with tempfile.TemporaryDirectory(prefix="ktt-store-") as folder:
+            described = Run(folder=Path(folder), time=entry.version)
+            _write(described, entry.info)  # also of a run that was trained before there was a store
+            files.append(described.folder / entry_file(described))
+            with remotes.written(place) as path, path.open("wb") as to:
+                archive.write_archive(entry.model, entry.dataset, entry.version, files, to)
+
+    def import_model(
+        self, source: str | Path, *, skip_existing: bool = False, name: str | None = None
+    ) -> Entry:
+        """Put an archive into the store once all of it has been verified.
+
+        Parameters
+        ----------
+        source
+            A file or a URL.
+        skip_existing
+            Whether it is fine if that very model is here already.
+        name
+            Instead of the one that it had.
+
+        Raises
+        ------
+        UserError
+            It was damaged or tampered with, it is here, or another run has its time or name.
+        """
+        place = Place(url=str(source))
+        with remotes.opened(place) as (stream, size):
+            return self._import(archive.Archive(stream, str(place), size), skip_existing, name)
+
+    def _import(self, found: archive.Archive, skip_existing: bool, name: str | None) -> Entry:
+        head = found.head
+        run = Run(folder=self.layout.weight_dir(head.model, head.dataset), time=head.time)
+        tag = Tag(model=head.model, dataset=head.dataset, version=head.time)
+        if run.time in {known.time for known in runs(self.layout, head.model, head.dataset)}:
+            return self._existing(tag, head, skip_existing)
+        with staging(run.folder) as staged:
+            found.extract(staged)
+            info = _verified(staged, head)
+            if name:
+                info = replace(info, name=checked_version("Name", name))
+            _write(Run(folder=staged, time=head.time), info)
+            self._publish(run, staged, head.model, head.dataset, info.name)
+        return self.get(tag)
+
+    def _existing(self, tag: Tag, head: archive.Head, skip: bool) -> Entry:
+        """The entry that is here already, if it is the same."""
+        entry = self.get(tag)
+        with entry.path.open("rb") as file:
+            same = hashlib.file_digest(file, "sha256").hexdigest()
+        if same != head.files[head.checkpoint].sha256:
+            raise UserError(f"{tag} is here already, with other weights. Delete one of them first.")
+        if not skip:
+            raise UserError(f"{tag} is here already. Add --skip-existing if that is fine.")
+        return entry
+
+    # -- remotes ------------------------------------------------------------------------------
+
+    def push(self, tag: str | Tag, remote: str | None = None) -> str:
+        """Copy an entry to a remote; an alias in the tag leads to it there from now on.
+
+        Parameters
+        ----------
+        remote
+            Its name in store.json; None for the default, or for DVC's.
+
+        Returns
+        -------
+        str
+            Where it is.
+        """
+        wanted = self._parsed(tag)
+        entry = self.get(wanted)
+        folder = remotes.remote(self.layout, remote) / entry.model / entry.dataset
+        place = folder / _remote_name(entry.version, archive.ENDING)
+        self._write_archive(entry, place)
+        facts = {key: value for key, value in entry.to_dict().items() if key != "path"}
+        # after the archive: what the remote lists is there
+        _send(folder / _remote_name(entry.version, ".json"), {"format": FORMAT, **facts})
+        if wanted.version in entry.aliases:
+            _send(folder / f"alias_{wanted.version}.json", {"version": entry.version})
+        return str(place)
+
+    def pull(self, tag: str | Tag, remote: str | None = None) -> Entry:
+        """Copy an entry from a remote; what is here already is left as it is.
+
+        The version may be a time, a name, ``latest``, ``best``, or an alias that was pushed, which
+        then leads to it here too.
+        """
+        wanted = self._parsed(tag)
+        folder = remotes.remote(self.layout, remote) / wanted.model / wanted.dataset
+        entries = self._remote_entries(folder, wanted)
+        if not entries:
+            raise UserError(f"{folder} holds no {wanted.model}_{wanted.dataset}: push one first.")
+        version = _resolved(entries, wanted, BY).version
+        place = folder / _remote_name(version, archive.ENDING)
+        with remotes.opened(place) as (stream, size):
+            found = self._import(archive.Archive(stream, str(place), size), True, None)
+        is_alias = any(wanted.version in entry.aliases for entry in entries)
+        return self.alias(found.tag, wanted.version) if is_alias else found
+
+    def _remote_entries(self, folder: Place, wanted: Tag) -> Entries:
+        """What a remote says that it holds of a pair."""
+        found = remotes.names(folder)
+        aliases = {
+            name.removeprefix("alias_").removesuffix(".json"): _fetch(folder / name).get("version")
+            for name in found
+            if name == f"alias_{wanted.version}.json"
+        }
+        times = [name.removesuffix(".json") for name in found if not name.startswith("alias_")]
+        return [
+            Entry(
+                model=wanted.model, dataset=wanted.dataset, layout=self.layout,
+                run=Run(folder=self.layout.weights, time=_time(time)),
+                info=Info.from_dict(_fetch(folder / f"{time}.json"), str(folder / time)),
+                aliases=tuple(name for name, to in aliases.items() if to == _time(time)),
+            )
+            for time in sorted(times)
+            if f"{time}.json" in found and f"{time}{archive.ENDING}" in found
+        ]  # fmt: skip
+
+
+def _filter(text: str) -> tuple[str, str]:
+    key, sign, value = text.partition("=")
+    if key not in FIELDS:
+        raise unknown("filter", key, FIELDS)
+    if not sign or not value:
+        raise UserError(f"{text!r} filters nothing: write {key}=VALUE.")
+    return key, value
+
+
+def _sorted(entries: Entries, metric: str) -> Entries:
+    """Best first; entries without the figure stay in their order, at the end."""
+    known = list(dict.fromkeys(name for entry in entries for name in entry.info.figures()))
+    if entries and metric not in known:
+        raise unknown("figure", metric, known)
+    sign = 1 if lower_is_better(metric) else -1
+
+    def key(entry: Entry) -> tuple[bool, float]:
+        figure = entry.info.figure(metric)
+        return figure is None, sign * (figure or 0.0)
+
+    return sorted(entries, key=key)
+
+
+def _resolved(entries: Entries, wanted: Tag, by: str) -> Entry:
+    """The entry of a pair that a version means: an alias, a name, a rule or a time."""
+    version = wanted.version
+    for entry in entries:
+        if version in (entry.info.name, entry.version, *entry.aliases):
+            return entry
+    if version == LATEST:
+        return entries[-1]
+    if version == BEST:
+        return _best(entries, wanted, by)
+    begun = [entry for entry in entries if entry.version.startswith(version)]
+    if len(begun) == 1:
+        return begun[0]
+    known = [name for entry in entries for name in (entry.info.name, *entry.aliases) if name]
+    known += [LATEST, BEST, *(entry.version for entry in reversed(entries))]
+    if begun:
+        several = ", ".join(entry.version for entry in begun)
+        raise UserError(f"{wanted} may be any of {several}: write more of it.")
+    raise unknown(f"version of {wanted.model}_{wanted.dataset}", version, known)
+
+
+def _best(entries: Entries, wanted: Tag, by: str) -> Entry:
+    """The entry with the best figure; of equal ones the newest."""
+    best, record = None, 0.0
+    for entry in reversed(entries):
+        figure = entry.info.figure(by)
+        if figure is not None and (best is None or is_better(by, figure, record)):
+            best, record = entry, figure
+    if best is None:
+        known = list(dict.fromkeys(name for one in entries for name in one.info.figures()))
+        raise unknown(f"figure of {wanted.model}_{wanted.dataset}", by, known)
+    return best
+
+
+def _merged(known: Info, said: Info) -> Info:
+    """What a training left, with what the user says about it."""
+    return replace(
+        known, name=said.name, labels=said.labels, metadata=said.metadata,
+        signatures=said.signatures,
+    )  # fmt: skip
+
+
+def _write(run: Run, info: Info) -> None:
+    write_json(run.folder / entry_file(run), {"format": FORMAT, **info.to_dict()})
+
+
+def _is_folder(place: Place) -> bool:
+    return place.url.endswith("/") or bool(place.path and place.path.is_dir())
+
+
+def _archived(entry: Entry) -> list[Path]:
+    """The files that travel: the best checkpoint, what was measured, and the custom objects."""
+    if not entry.run.best.exists():
+        raise UserError(f"{entry.tag} has no best checkpoint yet: {entry.run.best} is missing.")
+    found: list[Path] = []
+    for path in run_files(entry.run):
+        if path.is_dir():
+            found += sorted(file for file in path.iterdir() if file.is_file())
+        elif path.name.startswith(f"best_{entry.version}") and path.suffix != ".dvc":
+            found.append(path)
+    return found
+
+
+def _verified(staged: Path, head: archive.Head) -> Info:
+    """What an archive's own files say, if that is what its manifest says.
+
+    Raises
+    ------
+    UserError
+        It is not: whole, but put together by somebody else.
+    """
+    run = Run(folder=staged, time=head.time)
+    meta = checkpoint_meta(run.best)
+    trained = meta.get("info", {}).get("dataset", head.dataset)
+    if (meta.get("model"), trained) != (head.model, head.dataset):
+        raise UserError(
+            f"The archive's manifest says {head.model}_{head.dataset}, its checkpoint is of "
+            f"{meta.get('model')!r} on {trained!r}. Nothing was imported."
+        )
+    entry = staged / entry_file(run)
+    info = Info.from_dict(read_json(entry), entry.name) if entry.exists() else info_of(meta)
+    for label in info.labels.items():
+        checked_label(*label)
+    if info.name is not None:
+        checked_version("Name", info.name)
+    return info
+
+
+def _remote_name(version: str, ending: str) -> str:
+    return version.replace(":", "") + ending
+
+
+def _time(name: str) -> str:
+    """A run's time from its name on a remote, which has no colons."""
+    day, sign, clock = name.partition("T")
+    return f"{day}{sign}{clock[:2]}:{clock[2:4]}:{clock[4:6]}" if sign else name
+
+
+def _send(place: Place, values: Mapping[str, Any]) -> None:
+    with remotes.written(place) as path:
+        write_json(path, values)
+
+
+def _fetch(place: Place) -> dict[str, Any]:
+    """Read a small JSON object of a remote."""
+    import json
+
+    with remotes.opened(place) as (stream, _):
+        content = stream.read(1 << 20)
+    try:
+        found = json.loads(content)
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise UserError(f"{place} is no description of a model.")
+    return found
