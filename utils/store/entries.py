@@ -92,7 +92,7 @@ class Entry:
         UserError
             Its checkpoint is missing or damaged, or there is no such model any more.
         """
-        dvc.ensure(self.layout.root, self.path)
+        dvc.ensure(self.layout, self.path)
         return model_class(self.model).from_checkpoint(self.path)
 
     def to_runner(self, *, runtime: str | None = None, **limits: Any) -> Runner:

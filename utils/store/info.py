@@ -151,7 +151,10 @@ def read_info(run: Run) -> Info:
             return Info.from_dict(read_json(origin), str(origin))
         if run.metrics.exists():
             return info_of(read_json(run.metrics))
-        return info_of(checkpoint_meta(run.best if run.best.exists() else run.last))
+        checkpoint = run.last if run.last.exists() and not run.best.exists() else run.best
+        if not checkpoint.exists():
+            return Info(problem=f"{checkpoint.name} is not here; DVC fetches it when it is used")
+        return info_of(checkpoint_meta(checkpoint))
     except (UserError, AttributeError, TypeError, ValueError) as error:
         return Info(problem=str(error))
 

@@ -366,7 +366,7 @@ class Store:
         return str(place)
 
     def _write_archive(self, entry: Entry, place: Place) -> None:
-        dvc.ensure(self.layout.root, entry.run.best)
+        dvc.ensure(self.layout, entry.run.best)
         files = _archived(entry)
         with tempfile.TemporaryDirectory(prefix="ktt-store-") as folder:
             described = Run(folder=Path(folder), time=entry.version)
