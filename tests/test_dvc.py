@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
 
-import adapt
 import evaluate
 import export
 import predict
@@ -180,42 +177,6 @@ def test_a_damaged_pointer_is_one_line(repository: Layout) -> None:
     refused(run(train, "-m", MODEL, "-d", "tiny"), "val.parquet is missing, and DVC cannot fetch")
 
 
-def test_commands_track_and_fetch_what_they_write_and_read(repository: Layout) -> None:
-    # a remote that is a folder: push, lose everything, train and export again
-    root, remote = repository.root, repository.root.parent / "remote"
-    command = [sys.executable, "-P", "-m", "dvc"]
-    for arguments in (["remote", "add", "-d", "there", str(remote)],):
-        subprocess.run([*command, *arguments], cwd=root, check=True, capture_output=True)
-    ran(adapt, "demo", "shop", "--rows", "150")
-    ran(train, "-m", MODEL, "-d", "shop", "-r")
-    ran(export, "-m", MODEL, "-d", "shop", "--onnx", "--bento")
-    folder, onnx = repository.weight_dir(MODEL, "shop"), repository.output(MODEL, "shop")
-    bundle = repository.bundle(MODEL, "shop") / "inference"
-    tracked = [path.with_name(path.name[:-4]) for path in root.rglob("*.dvc") if path.is_file()]
-    for path in [*repository.dataset("shop").iterdir(), *folder.iterdir(), bundle]:
-        assert path in tracked or path.name.endswith((".dvc", ".gitignore")), path
-    assert {onnx / "manifest.json", onnx / "hierarchy.json"} <= set(tracked)
-    assert onnx / "metrics.json" not in tracked
-    before = (onnx / "manifest.json").read_bytes()
-
-    subprocess.run([*command, "push", "-q"], cwd=root, check=True, capture_output=True)
-    for path in tracked:
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
-    shutil.rmtree(root / ".dvc" / "cache")
-    table = root / "rows.csv"
-    table.write_text("text\nblue cotton shirt\n")
-    ran(predict, "-m", MODEL, "-d", "shop", table, "--runtime", "onnx")
-    assert (onnx / "manifest.json").read_bytes() == before
-    ran(evaluate, "-m", MODEL, "-d", "shop", "--dvc")
-    ran(export, "-m", MODEL, "-d", "shop", "--monitoring")
-    (metrics,) = folder.glob("*_metrics.json.dvc")
-    assert metrics.exists()
-    ran(train, "-m", MODEL, "-d", "shop")
-    secrets = list(root.rglob(".env.dvc"))
-    assert (repository.bundle(MODEL, "shop") / ".env").exists()
-    assert secrets == []  # of Grafana's password; it stays here
-
-
 def test_readers_say_that_there_is_no_repository(layout: Layout) -> None:
     write_tiny_dataset(layout, "tiny")
     for command in (evaluate, export, train):
@@ -290,40 +251,42 @@ def test_the_toolkits_own_folder_tracks_nothing_until_dvc_is_used_there(
     assert dvc.is_used(root)
 
 
+class Busy:
+    """A DVC whose repository another one holds for some time."""
+
+    def __init__(self, times: int) -> None:
+        self.times, self.calls = times, 0
+
+    def __call__(self, argv: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        self.calls += 1
+        if self.calls > self.times:
+            return subprocess.CompletedProcess(argv, 0, "", "")
+        return subprocess.CompletedProcess(argv, 255, "", "ERROR: Unable to acquire lock. Most …")
+
+
 def test_a_command_waits_for_another(
-    repository: Layout, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    layout: Layout, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    write_tiny_dataset(repository, "tiny")
-    file = repository.dataset("tiny") / "train.parquet"
-    holder = (
-        "import sys, time, zc.lockfile; lock = zc.lockfile.LockFile(sys.argv[1]);"
-        "open(sys.argv[2], 'w').close(); time.sleep(60)"
-    )
-    lock, sign = repository.root / ".dvc" / "tmp" / "lock", tmp_path / "held"
-    with subprocess.Popen([sys.executable, "-c", holder, str(lock), str(sign)]) as other:
-        while not sign.exists():
-            time.sleep(0.01)
-        monkeypatch.setattr(dvc, "PATIENCE", 0.0)
-        with pytest.raises(UserError, match="another DVC command has been at work"):
-            dvc.add(repository.root, [file])
-        monkeypatch.setattr(dvc, "PATIENCE", 60.0)
-        monkeypatch.setattr(dvc, "log", Ending(other))
-        dvc.add(repository.root, [file])
-    assert file.with_name("train.parquet.dvc").exists()
+    (layout.root / ".dvc").mkdir(parents=True)
+    busy = Busy(times=3)
+    monkeypatch.setattr(subprocess, "run", busy)
+    monkeypatch.setattr(dvc, "PAUSE", 0.0)
+    dvc.add(layout.root, [layout.root / "file"])
+    assert busy.calls == 4
+    assert [record.message for record in caplog.records if record.levelname == "WARNING"] == [
+        f"waiting for another DVC command in {layout.root}"
+    ]
 
 
-class Ending:
-    """A log that ends the other process when it is told of waiting."""
-
-    def __init__(self, other: subprocess.Popen[bytes]) -> None:
-        self.other = other
-
-    def warning(self, message: str, *_: object) -> None:
-        assert "waiting" in message
-        self.other.kill()
-
-    def info(self, *_: object) -> None:
-        pass
+def test_a_command_waits_for_another_only_so_long(
+    layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (layout.root / ".dvc").mkdir(parents=True)
+    monkeypatch.setattr(subprocess, "run", Busy(times=1000))
+    monkeypatch.setattr(dvc, "PAUSE", 0.01)
+    monkeypatch.setattr(dvc, "PATIENCE", 0.05)
+    with pytest.raises(UserError, match="another DVC command has been at work"):
+        dvc.add(layout.root, [layout.root / "file"])
 
 
 def test_modules_in_the_root_are_never_run(repository: Layout) -> None:

@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 PATIENCE = 120.0
 """Seconds to wait for another DVC command, which holds the repository or a file of ours."""
-_PAUSE = 0.5
+PAUSE = 0.5
 _BUSY = ("Unable to acquire lock", "it is being blocked by")
 _QUIET = {"DVC_NO_ANALYTICS": "1", "CI": "true"}
 """DVC asks no server whether there is a newer one, nor tells anybody that it ran."""
@@ -118,7 +118,7 @@ def ensure(layout: Layout, *paths: Path) -> None:
     UserError
         One cannot be fetched, or the layout says not to.
     """
-    missing = [path for path in paths if not path.exists() and _pointer(path).exists()]
+    missing = [path for path in paths if _pointer(path).exists() and _is_missing(path)]
     if not missing:
         return
     shown = missing[0].relative_to(layout.root)
@@ -129,12 +129,17 @@ def ensure(layout: Layout, *paths: Path) -> None:
     for command in ("checkout", "pull"):  # which would ask for a remote even if it needs none
         targets = [_target(layout.root, path) for path in missing]
         reason = _run(layout.root, command, "--", *targets)
-        missing = [path for path in missing if not path.exists()]
+        missing = [path for path in missing if _is_missing(path)]
         if not missing:
             return
     shown = missing[0].relative_to(layout.root)
     reason = reason or f"{shown}{POINTER} is damaged."
     raise UserError(f"{shown} is missing, and DVC cannot fetch it: {reason}")
+
+
+def _is_missing(path: Path) -> bool:
+    """Whether a file is not there, or nothing is left of a folder."""
+    return not path.exists() or (path.is_dir() and not any(path.iterdir()))
 
 
 def _pointer(path: Path) -> Path:
@@ -176,7 +181,7 @@ def _run(root: Path, *arguments: str) -> str:
         if not told:
             log.warning("waiting for another DVC command in %s", root)
             told = True
-        time.sleep(_PAUSE)
+        time.sleep(PAUSE)
 
 
 def _reason(printed: str) -> str:
