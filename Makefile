@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 LOCK := requirements.txt requirements-dev.txt requirements-encoders.txt requirements-sql.txt constraints.txt
 COMPAT := $(shell find packages -name '*.py' -o -name '*.toml')
 
-.PHONY: demo test check e2e install format clean lock benchmark help
+.PHONY: demo pipeline test check e2e install format clean lock benchmark help
 
 help:
 	@sed -n 's/^## //p' Makefile
@@ -15,6 +15,10 @@ help:
 ## make demo     generate data, train two models, export both, ask one over HTTP
 demo: $(READY)
 	$(BIN)/python demo.py
+
+## make pipeline the demo dataset through DVC: what has changed since the last time is done again
+pipeline: $(READY)
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/dvc repro
 
 ## make test     the test suite (quick part)
 test: $(READY)

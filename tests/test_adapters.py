@@ -17,7 +17,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 
 import adapt
 from tests.test_adapt_flat import report_of, rows_of
@@ -336,6 +336,24 @@ def test_demo_is_hard_but_learnable(layout: Layout) -> None:
     texts = [*dataset.val.texts, *dataset.test.texts]
     truth = np.concatenate([ends(dataset.val.codes), ends(dataset.test.codes)])
     assert 0.72 < (model.predict(words.transform(texts)) == truth).mean() < 0.92
+
+
+def test_demo_data_replaces_demo_data_and_nothing_else(layout: Layout, tmp_path: Path) -> None:
+    def demo(name: str, rows: int) -> Result:
+        return CliRunner().invoke(adapt.main, ["demo", name, "--rows", str(rows)])
+
+    assert demo("d", 150).exit_code == 0
+    assert demo("d", 200).exit_code == 0
+    assert json.loads((layout.dataset("d") / "report.json").read_text())["rows"]["kept"] == 200
+    table = tmp_path / "own.csv"
+    table.write_text("text,class\n" + "".join(f"text {k},c{k % 2}\n" for k in range(40)))
+    own = ["flat", str(table), "own", "-t", "text", "-c", "class"]
+    assert CliRunner().invoke(adapt.main, own).exit_code == 0
+    refused = demo("own", 150)
+    assert refused.exit_code == 1
+    assert "made by another command" in refused.stderr
+    own[2] = "d"
+    assert CliRunner().invoke(adapt.main, own).exit_code == 1
 
 
 def test_too_few_rows_for_a_demo(layout: Layout) -> None:
