@@ -276,7 +276,8 @@ def sql(name: str, config: Path, split_column: str | None, **values: Any) -> Non
         ),
     )
     with cli.row_progress(f"reading {name}") as progress:
-        report = adapt_sql(options, name, Layout(), lambda rows: progress(rows, None))
+        layout = Layout(fetch=values["dvc"] is not False)
+        report = adapt_sql(options, name, layout, lambda rows: progress(rows, None))
     _show(report)
 
 

@@ -202,7 +202,6 @@ def test_by_hand_with_a_remote(tmp_path: Path) -> None:
     clone.lose()
     (clone.root / "rows.csv").write_text("text\nblue cotton shirt\n")
     clone.ran("python", "predict.py", *pair, "rows.csv", "--runtime", "onnx")
-    clone.ran("python", "evaluate.py", *pair)
     clone.ran("python", "export.py", *pair, "--monitoring")
     assert not clone.run("python", "train.py", *pair).returncode
     assert any(name.startswith("weights/tfidf_lsgd/shop/best_") for name in clone.changed())
