@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from utils.predicting.pipeline import Count
 
 STANDARD = Path("-")
+BATCH_ROWS = 512  # for a worker at once
 
 
 def input_format(file: Path, given: str | None) -> str:
@@ -53,12 +54,12 @@ def destination(
 
 def predict(layout: Layout, model: str, dataset: str, file: Path, options: dict[str, Any]) -> None:
     """Answer a file and write the result."""
-    from models import model_class
     from utils.predicting.answers import AnswerOptions
     from utils.predicting.pipeline import answer_rows
     from utils.predicting.reading import open_rows
-    from utils.predicting.sources import open_source, text_columns
+    from utils.predicting.sources import text_columns
     from utils.predicting.writing import open_writer
+    from utils.runner import DEFAULT_SIGNATURES, Runner, opener
 
     read = input_format(file, options["input_format"])
     target, kind = destination(file, options["output"], options["format"], read)
@@ -67,10 +68,18 @@ def predict(layout: Layout, model: str, dataset: str, file: Path, options: dict[
     )
     path, text = None if file == STANDARD else file, options["text"] or ()
     trained = text_columns(layout, model, dataset, options["time"])
-    with open_rows(path, read, text=text, trained=trained, separator=options["sep"]) as rows:
-        source = open_source(
-            layout, model, dataset, model_class, time=options["time"], runtime=options["runtime"]
-        )
+    runner = Runner(
+        f"{model}_{dataset}",
+        opener(layout.root, model, dataset, options["time"], options["runtime"]),
+        signatures=DEFAULT_SIGNATURES,
+        max_batch_size=BATCH_ROWS,
+        workers=options["workers"],
+    )
+    with (
+        open_rows(path, read, text=text, trained=trained, separator=options["sep"]) as rows,
+        runner,
+    ):
+        source = runner.source
         cli.note(f"Answering {rows.name} ({', '.join(rows.text)}) with {source.description}")
         started = time.monotonic()
         with open_output(target) as stream, cli.row_progress("Predicting") as progress:
@@ -131,6 +140,10 @@ EPILOG = """Examples:
     "--runtime", type=click.Choice(RUNTIMES),
     help="The ONNX export, or the checkpoint.  [default: an encoder's export if it is of this "
     "checkpoint, else the checkpoint]",
+)  # fmt: skip
+@click.option(
+    "--workers", type=click.IntRange(0, 64), default=0, show_default=True,
+    help="Processes that each load the model and share the cores; 0: this one does.",
 )  # fmt: skip
 @click.option("--time", help="Take the run of this time: YYYY-MM-DDTHH:MM:SS.  [default: newest]")
 @cli.fetch_option

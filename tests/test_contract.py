@@ -22,6 +22,8 @@ from utils.errors import UserError
 from utils.hierarchy import Hierarchy
 from utils.metrics import evaluate
 from utils.paths import PROJECT_ROOT, Layout
+from utils.predicting.pipeline import Source
+from utils.runner import DEFAULT_SIGNATURES, Runner
 from utils.serving_monitor import rows_body
 
 ODD_TEXTS = ["", " ", "wash", "żółć 猫 🙂", "\x00\x01", "x" * 5000, "play kids plastic", "١٢٣ नमस्ते"]
@@ -225,6 +227,27 @@ def test_the_exported_classifier_answers_like_the_model(
     assert (
         json.loads((tmp_path / "classifier" / "manifest.json").read_text())["model"] == trained.name
     )
+
+
+def test_a_runner_answers_like_the_model(name: str, trained: Any, dataset: Dataset) -> None:
+    source = Source(
+        hierarchy=trained.hierarchy, tree=trained.tree, temperature=trained.temperature,
+        encode=trained.encode, run=trained.run, checkpoint="", description="",
+    )  # fmt: skip
+    split = dataset.test
+    found = trained.test(split)
+    paths = [trained.hierarchy.path(int(end)) for end in found.ends]
+    with Runner(name, lambda: source, signatures=DEFAULT_SIGNATURES, max_batch_size=8) as runner:
+        assert runner.predict.run(split.texts) == paths
+        assert [runner.predict.run(text) for text in split.texts[:5]] == paths[:5]
+        answers = runner.classify.run(split.texts)
+        assert [answer.path for answer in answers] == paths
+        confidence = [answer.confidence for answer in answers]
+        np.testing.assert_allclose(confidence, found.confidence, atol=1e-4)
+        np.testing.assert_allclose(
+            runner.run(split.texts), scores_of(trained, split.texts), atol=2e-5
+        )
+        assert len(runner.predict.run(ODD_TEXTS)) == len(ODD_TEXTS)
 
 
 def test_the_reference_set_has_its_columns(trained: Any, dataset: Dataset) -> None:

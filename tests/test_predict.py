@@ -238,6 +238,15 @@ def test_more_rows_than_a_window_keep_their_order(tmp_path: Path, model: Any) ->
     assert [row["prediction"] for row in rows] == labels(model, texts)
 
 
+def test_workers_answer_as_one_process_does(tmp_path: Path, model: Any) -> None:
+    texts = tiny_rows(1500, seed=3)[0]
+    source = write_csv(tmp_path / "a.csv", [{"n": i, "text": t} for i, t in enumerate(texts)])
+    outputs = [tmp_path / f"{workers}.csv" for workers in (0, 2)]
+    for workers, out in zip((0, 2), outputs, strict=True):
+        ran(source, "-o", out, "--workers", workers, "--top", 3)
+    assert outputs[0].read_bytes() == outputs[1].read_bytes()
+
+
 def test_several_text_columns_are_joined_as_adapt_does(tmp_path: Path, model: Any) -> None:
     rows = [{"title": f" {text.split()[0]} ", "body": text.split()[1]} for text in TEXTS]
     source = write_csv(tmp_path / "a.csv", rows)

@@ -723,8 +723,14 @@ def test_64_callers_get_their_own_answers(trained: tuple[Layout, Any]) -> None:
 
 
 def test_its_source_is_for_those_who_make_batches_themselves(trained: tuple[Layout, Any]) -> None:
-    with text_runner(trained) as runner:
-        assert runner.source.checkpoint == "best_2026-01-01T00:00:00.pt"
+    for workers in (0, 1):
+        with text_runner(trained, workers=workers, max_batch_size=16) as runner:
+            source = runner.source
+            scores, _ = source.run(source.encode(TEXTS))
+            np.testing.assert_allclose(scores, runner.run(TEXTS), atol=1e-6)
+            assert source.checkpoint == "best_2026-01-01T00:00:00.pt"
+            assert source.tree.class_count == trained[1].tree.class_count
+            assert source.description.startswith("checkpoint best_")
     with runner_of(Recorder()) as other, pytest.raises(UserError, match="no text classifier"):
         _ = other.source
 

@@ -7,12 +7,15 @@ import multiprocessing
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from utils.errors import UserError
 from utils.runner.batches import Arguments
 from utils.runner.calls import WorkerDied
 from utils.runner.signatures import CALL
+
+if TYPE_CHECKING:
+    from utils.runner.texts import About
 
 log = logging.getLogger(__name__)
 
@@ -54,11 +57,11 @@ def model_of(opened: Any) -> Any:
     return TextModel(opened) if isinstance(opened, Source) else opened
 
 
-def takes_texts(model: Any) -> bool:
-    """Whether it is a classifier of texts."""
-    from utils.runner.texts import TextModel
+def about(model: Any) -> About | None:
+    """What a classifier of texts is; None for any other model."""
+    from utils.runner.texts import About, TextModel
 
-    return isinstance(model, TextModel)
+    return About.of(model.source) if isinstance(model, TextModel) else None
 
 
 def check_methods(model: Any, name: str, methods: list[str]) -> None:
@@ -137,7 +140,7 @@ class ProcessEngine:
         self._process: BaseProcess | None = None
         self._connection: Connection | None = None
         self._ready = self._ended = False
-        self.takes_texts = False
+        self.about: About | None = None
 
     @property
     def pid(self) -> int | None:
@@ -196,7 +199,7 @@ class ProcessEngine:
         if isinstance(answer, BaseException):
             self._discard()
             raise answer
-        self.takes_texts, self._ready = bool(answer), True
+        self.about, self._ready = answer, True
 
     def call(self, method: str, arguments: Arguments) -> Any:
         """Call a method of the model.

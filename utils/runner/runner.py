@@ -173,11 +173,21 @@ class Runner:
 
     @property
     def source(self) -> Source:
-        """The classifier, for those who feed it batches of their own; only without workers."""
-        found: Source | None = getattr(self._opened().model, "source", None)
-        if found is None:
-            raise UserError(f"Runner {self.name!r} has no text classifier in this process.")
-        return found
+        """The classifier, for those who have many texts and make batches themselves.
+
+        With workers it is one without features, whose scores come from them.
+
+        Raises
+        ------
+        UserError
+            The model is none, or has no signature for its scores.
+        """
+        team = self._opened()
+        if team.source:
+            return team.source
+        if not team.about or CALL not in self.signatures:
+            raise UserError(f"Runner {self.name!r} has no text classifier with scores.")
+        return team.about.source(self.run)
 
     def _opened(self) -> Team:
         team = self._team
@@ -195,7 +205,7 @@ class Runner:
         team = self._opened()
         if method not in self.signatures:
             raise AttributeError(unknown("method", method, self.signatures).message)
-        form = text_request if team.takes_texts else array_request
+        form = text_request if team.about else array_request
         request = form(method, self.signatures[method], arguments, self.max_batch_size)
         call = kind(len(request.pieces), request.join)
         if not team.put(request, call):

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from utils.runner.batches import cut_result, joined_calls, rows_of_result
 from utils.runner.calls import Batch, Call, Part, WorkerDied, tell
@@ -16,12 +16,16 @@ from utils.runner.engines import (
     Engine,
     LocalEngine,
     ProcessEngine,
+    about,
     check_methods,
     model_of,
-    takes_texts,
 )
 from utils.runner.requests import Request
 from utils.runner.signatures import Signature
+
+if TYPE_CHECKING:
+    from utils.predicting.pipeline import Source
+    from utils.runner.texts import About
 
 TRIES = 2  # a batch whose worker dies is begun once more
 
@@ -158,10 +162,10 @@ class Team:
     ----------
     engines
         One per member, ready.
-    model
-        In this process, if it is here.
-    texts
-        Whether it is a classifier of texts.
+    about
+        What the model is, if it is a classifier of texts.
+    source
+        That classifier, if it is in this process.
     """
 
     def __init__(
@@ -169,12 +173,10 @@ class Team:
         engines: Iterable[Engine],
         signatures: Mapping[str, Signature],
         dispatcher: Dispatcher,
-        *,
-        model: Any,
-        texts: bool,
+        about: About | None,
+        source: Source | None = None,
     ) -> None:
-        self.model = model
-        self.takes_texts = texts
+        self.about, self.source = about, source
         self._process = os.getpid()
         self._dispatcher = dispatcher
         self._members = [Member(engine, dispatcher, signatures) for engine in engines]
@@ -242,11 +244,12 @@ def start_team(
     """
     if workers:
         engines = start_workers(name, open_source, list(signatures), workers)
-        texts = engines[0].takes_texts
-        return Team(engines, signatures, dispatcher, model=None, texts=texts)
+        return Team(engines, signatures, dispatcher, engines[0].about)
     model = model_of(open_source())
     check_methods(model, name, list(signatures))
-    return Team([LocalEngine(model)], signatures, dispatcher, model=model, texts=takes_texts(model))
+    known = about(model)
+    source = model.source if known else None
+    return Team([LocalEngine(model)], signatures, dispatcher, known, source)
 
 
 def start_workers(

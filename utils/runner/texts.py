@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 
 from utils.classifier import Answer, Classifier
 from utils.decode import Floats
+from utils.hierarchy import Hierarchy
 from utils.manifest import ServiceInfo
 from utils.predicting.pipeline import Source
 
@@ -41,6 +43,35 @@ class TextModel:
     def __call__(self, texts: Sequence[str]) -> Floats:
         """Score texts, as the model does; shape (rows, classes)."""
         return self._classifier.scorer.score(texts)[0]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class About:
+    """What is known of a source in a process that has not loaded it; see `Source`."""
+
+    hierarchy: Hierarchy
+    temperature: float
+    checkpoint: str
+    description: str
+    form: str
+
+    @classmethod
+    def of(cls, source: Source) -> About:
+        """Of a source."""
+        return cls(**{field.name: getattr(source, field.name) for field in fields(cls)})
+
+    def source(self, scores: Callable[[list[str]], Floats]) -> Source:
+        """A source whose scores come from elsewhere. It has no features.
+
+        What it encodes to are the scores: asking for those of the next rows while answering the
+        last ones keeps all busy.
+        """
+        return Source(
+            **{field.name: getattr(self, field.name) for field in fields(self)},
+            tree=self.hierarchy.full_depth(),
+            encode=scores,
+            run=lambda found: (found, found[:, :0]),
+        )
 
 
 class _Scorer:

@@ -30,10 +30,10 @@ def work(
 ) -> None:
     """Answer batches until the other end of the connection is closed.
 
-    Sends once whether the model takes texts, then for each (method, arguments) the result in a
-    tuple; or an exception in the place of either.
+    Sends once what the model is (None if it is no classifier of texts), then for each
+    (method, arguments) the result in a tuple; or an exception in the place of either.
     """
-    from utils.runner.engines import takes_texts
+    from utils.runner.engines import about
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the runner's business
     for variable in THREADS:
@@ -44,7 +44,7 @@ def work(
         except Exception as error:
             connection.send(_sendable(error))
             return
-        connection.send(takes_texts(model))
+        connection.send(about(model))
         while True:
             connection.send_bytes(_answer(model, *connection.recv()))
 
