@@ -113,39 +113,52 @@ def measure(name: str, opener: Any, texts: list[str], options: dict[str, Any]) -
     from utils.runner import DEFAULT_SIGNATURES, Runner
     from utils.runner.texts import TextModel
 
-    callers, limit = options["callers"], options["max_latency"]
+    callers, workers, limit = options["callers"], options["workers"], options["max_latency"]
     new = partial(
         Runner, name, opener, signatures=DEFAULT_SIGNATURES,
         max_batch_size=options["max_batch"], max_latency_ms=limit,
     )  # fmt: skip
-    with new() as runner, new() as tasks, new(workers=options["workers"]) as team:
-        print(f"\n{name}: {runner.source.description}")
-        model = TextModel(runner.source)
-        kinds: dict[str, Callable[[], Outcome]] = {
-            "one by one, no runner": lambda: one_by_one(lambda t: model.predict([t])[0], texts),
-            "one caller": lambda: one_by_one(runner.predict.run, texts),
-            f"{callers} threads": lambda: from_threads(runner.predict.run, texts, callers),
-            f"{callers} tasks": lambda: from_tasks(tasks.predict.async_run, texts, callers),
-            f"{callers} threads, {options['workers']} workers": lambda: from_threads(
-                team.predict.run, texts, callers
+    with new() as lone, new() as threads, new() as tasks, new(workers=workers) as team:
+        print(f"\n{name}: {lone.source.description}")
+        model = TextModel(lone.source)
+        kinds: dict[str, tuple[Any, Callable[[], Outcome]]] = {
+            "one by one, no runner": (
+                None, lambda: one_by_one(lambda text: model.predict([text])[0], texts),
             ),
-        }
+            "one caller": (lone, lambda: one_by_one(lone.predict.run, texts)),
+            f"{callers} threads": (
+                threads, lambda: from_threads(threads.predict.run, texts, callers),
+            ),
+            f"{callers} tasks": (
+                tasks, lambda: from_tasks(tasks.predict.async_run, texts, callers),
+            ),
+            f"{callers} threads, {workers} workers": (
+                team, lambda: from_threads(team.predict.run, texts, callers),
+            ),
+        }  # fmt: skip
         found: dict[str, list[Outcome]] = {kind: [] for kind in kinds}
         for run in range(options["runs"] + 1):
-            for kind, work in kinds.items():
+            for kind, (_, work) in kinds.items():
                 outcome = work()
                 if run:  # the first one warms up
                     found[kind].append(outcome)
         show(found)
-        for kind, one in (("threads", runner), ("tasks", tasks), ("workers", team)):
-            counts = one.counts
-            allowed = limit / 1000 + counts.longest_batch
-            print(
-                f"{kind}: {counts.rows / counts.batches:.1f} texts a batch, largest "
-                f"{counts.largest_batch} (limit {one.max_batch_size}); longest wait "
-                f"{1000 * counts.longest_wait:.1f} ms, latency limit and longest batch "
-                f"{1000 * allowed:.1f} ms"
-            )
+        show_limits({kind: runner for kind, (runner, _) in kinds.items() if runner}, limit)
+
+
+def show_limits(runners: dict[str, Any], limit: float) -> None:
+    """Print what of the two limits was used."""
+    print(
+        "| calls | texts a batch | largest batch | longest wait | latency limit + longest batch |"
+    )
+    print("|---|---|---|---|---|")
+    for kind, runner in runners.items():
+        counts = runner.counts
+        print(
+            f"| {kind} | {counts.rows / counts.batches:.1f} | {counts.largest_batch} of "
+            f"{runner.max_batch_size} | {1000 * counts.longest_wait:.1f} ms "
+            f"| {limit + 1000 * counts.longest_batch:.1f} ms |"
+        )
 
 
 def show(found: dict[str, list[Outcome]]) -> None:

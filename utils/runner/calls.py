@@ -147,7 +147,7 @@ class Batch:
     Parameters
     ----------
     tries
-        How often it has been begun.
+        How often a worker has died of it, or for it.
     """
 
     line: Line

@@ -37,7 +37,7 @@ class Engine(Protocol):
         ...
 
     def revive(self) -> bool:
-        """Make sure that it works; True if it had to be mended."""
+        """Make sure that it works, before a call; True if it had to be mended."""
         ...
 
     def close(self) -> None:
@@ -184,6 +184,8 @@ class ProcessEngine:
 
         Raises
         ------
+        WorkerDied
+            It ended instead.
         Exception
             What it met there.
         """
@@ -192,7 +194,7 @@ class ProcessEngine:
         except WorkerDied as error:
             code = self._process.exitcode if self._process else None
             self._discard()
-            raise UserError(
+            raise WorkerDied(
                 f"A worker of {self._name} ended while it started (exit status {code}). A script "
                 'that starts workers does so under `if __name__ == "__main__":`.'
             ) from error
@@ -209,8 +211,8 @@ class ProcessEngine:
         WorkerDied
             The process ended meanwhile.
         """
-        self.revive()
-        assert self._connection
+        if not self._connection:
+            raise self._died()
         try:
             self._connection.send((method, arguments))
         except OSError as error:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from utils.errors import UserError
 from utils.runner.batches import cut_result, joined_calls, rows_of_result
 from utils.runner.calls import Batch, Call, Part, WorkerDied, tell
 from utils.runner.dispatch import Dispatcher
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from utils.runner.texts import About
 
 TRIES = 2  # a batch whose worker dies is begun once more
+REST = 0.5  # seconds between two tries to start a worker that others can do without
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +80,8 @@ class Member:
         self.engine = engine
         self.counts = Counts()
         self.batch: Batch | None = None
+        self.broken = False
+        self.crew: Sequence[Member] = ()
         self._dispatcher = dispatcher
         self._signatures = signatures
         self.thread = threading.Thread(target=self._work, name="runner", daemon=True)
@@ -85,29 +89,54 @@ class Member:
     def _work(self) -> None:
         try:
             while True:
-                batch = self._dispatcher.next(self.engine.pulse)
-                if batch:
-                    self.batch = batch
-                    self._answer(batch)
-                    self.batch = None
-                elif self._dispatcher.closing:
+                self._rest()
+                batch = self.batch = self._dispatcher.next(self.engine.pulse)
+                if batch is None and self._dispatcher.closing:
                     return
-                else:
-                    self._revive()
+                if self._mend(batch) and batch:
+                    self._answer(batch)
+                self.batch = None
         finally:
             self.engine.close()
 
+    def _rest(self) -> None:
+        """Leave the work to others as long as this engine cannot be mended and theirs work."""
+        while self.broken and self._others_work() and not self._dispatcher.closing:
+            time.sleep(REST)
+            self._mend(None)
+
+    def _others_work(self) -> bool:
+        return any(not member.broken for member in self.crew if member is not self)
+
+    def _mend(self, batch: Batch | None) -> bool:
+        """Have the engine ready; if that fails, see to it that the batch is not lost."""
+        try:
+            mended = self.engine.revive()
+        except Exception as error:
+            self.broken = True
+            if batch:
+                self._pass_on(batch, error, self._others_work())
+            return False
+        self.broken = False
+        self.counts = replace(self.counts, restarts=self.counts.restarts + mended)
+        return True
+
+    def _pass_on(self, batch: Batch, error: Exception, others: bool) -> None:
+        """Give a batch back that could not be worked on; in the end it fails."""
+        batch.tries += isinstance(error, WorkerDied)
+        again = others or isinstance(error, WorkerDied)
+        if again and batch.tries < TRIES and not self._dispatcher.closing:
+            self._dispatcher.again(batch)
+        else:
+            self._count(batch, time.monotonic(), self._dispatcher.failed(batch, error))
+
     def _answer(self, batch: Batch) -> None:
         started = time.monotonic()
-        batch.tries += 1
         try:
             results = self._results(batch)
         except WorkerDied as error:
-            if batch.tries < TRIES and not self._dispatcher.closing:
-                self._dispatcher.again(batch)
-            else:
-                self._count(batch, started, self._dispatcher.failed(batch, error))
-            self._revive()
+            self._pass_on(batch, error, others=True)
+            self._mend(None)
         except BaseException as error:  # whatever it is, it is its callers'
             self._count(batch, started, self._dispatcher.failed(batch, error))
         else:
@@ -147,13 +176,6 @@ class Member:
         )
         tell(calls)
 
-    def _revive(self) -> None:
-        try:
-            revived = self.engine.revive()
-        except Exception:  # the next batch meets it again, and tells its callers
-            return
-        self.counts = replace(self.counts, restarts=self.counts.restarts + revived)
-
 
 class Team:
     """The members that work for one runner.
@@ -181,6 +203,7 @@ class Team:
         self._dispatcher = dispatcher
         self._members = [Member(engine, dispatcher, signatures) for engine in engines]
         for member in self._members:
+            member.crew = self._members
             member.thread.start()
 
     def put(self, request: Request, call: Call) -> bool:
@@ -265,9 +288,11 @@ def start_workers(
             engine.start()
         for engine in engines:
             engine.wait()
-    except BaseException:
+    except BaseException as error:
         for engine in engines:
             engine.kill()
             engine.close()
+        if isinstance(error, WorkerDied):
+            raise UserError(str(error)) from error
         raise
     return engines
