@@ -23,7 +23,7 @@ CONNECT_SECONDS = 10
 _ROWS = 1 << 16
 _LONGEST = 300
 _BEFORE_CAUSE = re.compile(
-    r"^[A-Z_]+: \[libpq\] [^:]*: |^.*?(?:ERROR|FATAL|Error|failed): +|^\(\d+, ['\"]|['\"]\)$"
+    r"^.*?(?:ERROR|FATAL|Error|failed): +|^[A-Z_]+: \[libpq\] [^:]*: +|^\(\d+, ['\"]|['\"]\)$"
 )
 _REFUSED = re.compile(
     r"password authentication failed|no password supplied|Access denied|Login failed"
