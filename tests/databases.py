@@ -187,6 +187,76 @@ def postgresql(binaries: Path) -> Iterator[PostgreSQL]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+@dataclass(frozen=True, kw_only=True)
+class MariaDB:
+    """A running server."""
+
+    port: int
+
+    def settings(self, **changes: Any) -> dict[str, Any]:
+        """Its connection for adapter_sql.json."""
+        return {
+            "kind": "mysql", "host": "127.0.0.1", "port": self.port, "database": "shop",
+            "user": "ktt", "password": PASSWORD,
+        } | changes  # fmt: skip
+
+
+@contextmanager
+def mariadb(items: pa.Table) -> Iterator[MariaDB]:
+    """Start a server with the catalogue, by an unprivileged user if this is root."""
+    folder = Path(tempfile.mkdtemp(prefix="ktt-mariadb-"))
+    person = _unprivileged()
+    data, socket_file, server = folder / "data", folder / "socket", MariaDB(port=free_port())
+    try:
+        if person:
+            os.chown(folder, *person.values())
+        subprocess.run(
+            ["mariadb-install-db", "--no-defaults", f"--datadir={data}", "--skip-test-db",
+             "--auth-root-authentication-method=normal"],
+            check=True, capture_output=True, cwd=folder, **_as(person),
+        )  # fmt: skip
+        process = subprocess.Popen(
+            [shutil.which("mariadbd") or "mariadbd", "--no-defaults", f"--datadir={data}",
+             f"--port={server.port}", "--bind-address=127.0.0.1", f"--socket={socket_file}",
+             f"--pid-file={folder / 'pid'}"],
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=folder, **_as(person),
+        )  # fmt: skip
+        try:
+            _fill_mariadb(socket_file, items, process)
+            yield server
+        finally:
+            process.terminate()
+            process.wait(_PATIENCE)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _fill_mariadb(socket_file: Path, items: pa.Table, process: subprocess.Popen[bytes]) -> None:
+    import pymysql
+
+    end = time.monotonic() + _PATIENCE
+    while not socket_file.exists():
+        if process.poll() is not None or time.monotonic() > end:
+            raise RuntimeError("MariaDB does not start")
+        time.sleep(0.1)
+    connection = pymysql.connect(unix_socket=str(socket_file), user="root")
+    with closing(connection), connection.cursor() as cursor:
+        for statement in (
+            "DELETE FROM mysql.global_priv WHERE User = ''", "FLUSH PRIVILEGES",
+            "CREATE DATABASE shop CHARACTER SET utf8mb4", "USE shop",
+            "CREATE TABLE items (id INT, name TEXT, class_id BIGINT, price DOUBLE, note TEXT)",
+            "CREATE TABLE classes (id BIGINT, parent_id BIGINT, name VARCHAR(200))",
+        ):  # fmt: skip
+            cursor.execute(statement)
+        cursor.execute("CREATE USER ktt@localhost IDENTIFIED BY %s", (PASSWORD,))
+        cursor.execute("GRANT SELECT, DELETE ON shop.* TO ktt@localhost")
+        for name, table in (("items", items), ("classes", class_table())):
+            rows = list(zip(*(column.to_pylist() for column in table.columns), strict=True))
+            marks = ", ".join(["%s"] * table.num_columns)
+            cursor.executemany(f"INSERT INTO {name} VALUES ({marks})", rows)
+        connection.commit()
+
+
 def _unprivileged() -> dict[str, int] | None:
     if os.getuid():
         return None

@@ -443,3 +443,18 @@ def test_the_environment_is_left_alone(layout: Layout, tmp_path: Path) -> None:
                   "password": "secret"}  # fmt: skip
     refused(sql(config(tmp_path, connection=connection)))
     assert dict(os.environ) == before
+
+
+def test_the_example_in_the_docs(
+    layout: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (PROJECT_ROOT / "docs" / "sql.md").read_text(encoding="utf-8")
+    block = next(one for one in page.split("```") if "sqlite3 shop.db" in one)
+    statements, settings = block.split('"', 2)[1], block.split("'{")[1].split("}' >")[0]
+    with closing(sqlite3.connect(tmp_path / "shop.db")) as connection:
+        connection.executescript(statements)
+    (tmp_path / "adapter_sql.json").write_text(f"{{{settings}}}")
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(adapt.main, block.strip().splitlines()[-1].split()[2:])
+    assert result.exit_code == 0, result.output
+    assert ("cordless drill", ("Tools", "Drills")) in found(layout)

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -17,7 +19,9 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from click.testing import CliRunner, Result
 
+from adapt import main
 from tests.databases import (
     PASSWORD,
     PostgreSQL,
@@ -25,6 +29,7 @@ from tests.databases import (
     fill_sqlite,
     flat_table,
     free_port,
+    mariadb,
     postgresql,
     postgresql_binaries,
 )
@@ -52,7 +57,7 @@ def server() -> Iterator[PostgreSQL]:
 
 
 def adapt(root: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run adapt.py in a project of its own."""
+    """Run adapt.py in a process and a project of its own."""
     return subprocess.run(
         [sys.executable, str(PROJECT_ROOT / "adapt.py"), *arguments],
         env=os.environ | {"KTT_ROOT": str(root)} | environment,
@@ -65,6 +70,11 @@ def adapted(root: Path, *arguments: str) -> str:
     done = adapt(root, *arguments)
     assert done.returncode == 0, done.stderr
     return done.stdout + done.stderr
+
+
+def in_process(root: Path, path: str) -> Result:
+    """Run ``adapt.py sql`` in this process, which is quicker."""
+    return CliRunner(env={"KTT_ROOT": str(root)}).invoke(main, ["sql", "shop", "--config", path])
 
 
 def config(folder: Path, connection: dict[str, Any], **changes: Any) -> str:
@@ -80,11 +90,11 @@ def refused(
 ) -> str:
     """The one line of a mistake; nothing was written and the password is not in it."""
     path = config(folder, server.settings(**(connection or {})), **changes)
-    done = adapt(folder / "root", "sql", "shop", "--config", path)
-    assert done.returncode == 1, done.stderr
-    assert done.stdout == ""
-    lines = done.stderr.strip().splitlines()
-    assert len(lines) == 1, done.stderr
+    done = in_process(folder / "root", path)
+    assert done.exit_code == 1, done.output
+    assert isinstance(done.exception, SystemExit)
+    lines = done.output.strip().splitlines()
+    assert len(lines) == 1, done.output
     assert PASSWORD not in lines[0]
     assert not Layout(folder / "root").dataset("shop").exists()
     return lines[0]
@@ -119,7 +129,8 @@ def test_sql_and_flat_make_the_same_files(server: PostgreSQL, tmp_path: Path) ->
 def test_only_wanted_columns_leave_the_server(server: PostgreSQL, tmp_path: Path) -> None:
     """A column that fails when it is computed is not asked for."""
     items = "SELECT name, class_id, 1 / (id - id) AS broken FROM items ORDER BY id"
-    adapted(tmp_path, "sql", "shop", "--config", config(tmp_path, server.settings(), items=items))
+    done = in_process(tmp_path, config(tmp_path, server.settings(), items=items))
+    assert done.exit_code == 0, done.output
 
 
 @pytest.mark.parametrize("kind", ["text", "varchar(9)", "char(9)", "numeric(9)", "bigint", "real",
@@ -127,7 +138,8 @@ def test_only_wanted_columns_leave_the_server(server: PostgreSQL, tmp_path: Path
 def test_ids_of_any_type(server: PostgreSQL, tmp_path: Path, kind: str) -> None:
     items = f"SELECT name, class_id::{kind} FROM items WHERE class_id < 5008 ORDER BY id LIMIT 500"
     path = config(tmp_path, server.settings(), items=items)
-    adapted(tmp_path, "sql", "shop", "--config", path)
+    done = in_process(tmp_path, path)
+    assert done.exit_code == 0, done.output
     report = json.loads((Layout(tmp_path).dataset("shop") / "report.json").read_text())
     assert report["rows"]["kept"] > 450
 
@@ -140,7 +152,8 @@ def test_uuids(server: PostgreSQL, tmp_path: Path) -> None:
         classes=f"SELECT {uuid.format('id')} AS id, {uuid.format('parent_id')} AS parent_id, name"
         " FROM classes",
     )  # fmt: skip
-    adapted(tmp_path, "sql", "shop", "--config", path)
+    done = in_process(tmp_path, path)
+    assert done.exit_code == 0, done.output
     report = json.loads((Layout(tmp_path).dataset("shop") / "report.json").read_text())
     assert report["rows"]["kept"] > 450
 
@@ -207,3 +220,57 @@ def test_a_connection_that_breaks(server: PostgreSQL, tmp_path: Path) -> None:
     finally:
         killer.join()
     assert "items query fails" in line
+
+
+def test_the_password_from_libpqs_own_variable(server: PostgreSQL, tmp_path: Path) -> None:
+    settings = server.settings()
+    del settings["password"]
+    items = "SELECT name, class_id FROM items ORDER BY id LIMIT 500"
+    path = config(tmp_path, settings, items=items)
+    done = adapt(tmp_path, "sql", "shop", "--config", path, PGPASSWORD=PASSWORD)
+    assert done.returncode == 0, done.stderr
+    assert "no password supplied" in in_process(tmp_path, path).output
+
+
+def test_an_interrupt_ends_it(server: PostgreSQL, tmp_path: Path) -> None:
+    """Ctrl-C reaches a query that takes for ever, and nothing is left."""
+    items = "SELECT name, class_id FROM items, pg_sleep(600)"
+    process = subprocess.Popen(
+        [sys.executable, str(PROJECT_ROOT / "adapt.py"), "sql", "shop", "--config",
+         config(tmp_path, server.settings(), items=items)],
+        env=os.environ | {"KTT_ROOT": str(tmp_path)}, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    time.sleep(3)
+    process.send_signal(signal.SIGINT)
+    _, printed = process.communicate(timeout=20)
+    assert process.returncode == 1
+    assert "Traceback" not in printed
+    assert not Layout(tmp_path).datasets.exists()
+
+
+@pytest.mark.skipif(
+    not shutil.which("mariadbd"), reason="no MariaDB: apt-get install mariadb-server"
+)
+def test_mariadb(tmp_path: Path) -> None:
+    pytest.importorskip("pymysql")
+    items = catalogue(3000)
+    pq.write_table(flat_table(items), tmp_path / "flat.parquet")
+    adapted(tmp_path, "flat", str(tmp_path / "flat.parquet"), "flat", "-t", "name", "-c", "path")
+    with mariadb(items) as server:
+        done = in_process(tmp_path, config(tmp_path, server.settings()))
+        assert done.exit_code == 0, done.output
+        layout = Layout(tmp_path)
+        for part in FILES:
+            ours, theirs = (layout.dataset(name) / part for name in ("shop", "flat"))
+            assert ours.read_bytes() == theirs.read_bytes(), part
+        for settings, changes, words in (
+            ({"password": "no"}, {}, "refuses the user 'ktt'"),
+            ({}, {"items": "SELECT name FROM itemz"}, "itemz' doesn't exist"),
+            ({}, {"items": "DELETE FROM items"}, "READ ONLY transaction"),
+            ({}, {"items": "SELECT name FROM items WHERE 0"}, "Unknown column 'class_id'"),
+        ):
+            path = config(tmp_path, server.settings(**settings), **changes)
+            line = in_process(tmp_path / "other", path).output
+            assert line.startswith("Error: ")
+            assert words in line
+            assert PASSWORD not in line

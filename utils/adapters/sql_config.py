@@ -27,10 +27,10 @@ OPTIONS: dict[str, tuple[str, ...]] = {
         "keepalives", "keepalives_idle", "keepalives_interval", "keepalives_count",
     ),
     "mysql": (
-        "connect_timeout", "read_timeout", "charset", "unix_socket", "ssl_ca", "ssl_cert",
+        "connect_timeout", "read_timeout", "unix_socket", "ssl_ca", "ssl_cert",
         "ssl_key", "ssl_verify_cert", "ssl_verify_identity",
     ),
-    "mssql": ("login_timeout", "timeout", "tds_version", "encryption", "charset", "appname"),
+    "mssql": ("login_timeout", "timeout", "tds_version", "encryption", "appname"),
     "sqlite": ("timeout",),
     "duckdb": ("threads", "memory_limit"),
 }  # fmt: skip

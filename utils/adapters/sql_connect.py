@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -86,8 +86,14 @@ class RowAnswer:
 
 
 def _texts(values: tuple[Any, ...]) -> pa.Array:
-    if bytes in set(map(type, values)):
+    import pyarrow as pa
+
+    kinds = set(map(type, values))
+    if bytes in kinds:
         return to_array([text_of_bytes(v) if isinstance(v, bytes) else v for v in values])
+    if int in kinds and kinds <= {int, type(None)}:
+        with suppress(OverflowError):  # a shorter way to the same
+            return pa.array(values, pa.int64()).cast(pa.large_string())
     return to_array(values)
 
 
@@ -205,18 +211,35 @@ def _duckdb(module: Any, place: Connection) -> Iterator[Session]:
         yield DuckSession(connection)
 
 
+def _streaming(module: Any) -> Any:
+    base: Any = importlib.import_module(f"{module.__name__}.cursors").SSCursor
+
+    class Cursor(base):
+        """Gives rows as they come; closed early, it leaves the rest instead of reading it."""
+
+        _result: Any
+
+        def close(self) -> None:
+            if self._result is not None:
+                self._result.unbuffered_active = False
+            self._result = None
+            super().close()
+
+        __del__ = close
+
+    return Cursor
+
+
 @contextmanager
 def _mysql(module: Any, place: Connection) -> Iterator[Session]:
-    from pymysql.cursors import SSCursor
-
     options = {
-        "connect_timeout": CONNECT_SECONDS, "charset": "utf8mb4", "cursorclass": SSCursor,
+        "connect_timeout": CONNECT_SECONDS, "charset": "utf8mb4", "cursorclass": _streaming(module),
         **place.options,
     }  # fmt: skip
     with closing(
         module.connect(
-            host=place.host, port=place.port, user=place.user, password=place.password or "",
-            database=place.database, **options,
+            host=place.host, port=place.port, user=place.user, database=place.database,
+            password=(place.password or "").encode(), **options,  # the driver takes text as latin-1
         )
     ) as connection:  # fmt: skip
         yield RowSession(connection, "START TRANSACTION WITH CONSISTENT SNAPSHOT, READ ONLY")
