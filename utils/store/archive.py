@@ -30,7 +30,7 @@ FORMAT, VERSION = "ktt-model", 1
 MANIFEST = "manifest.json"
 SUM = "manifest.json.sha256"
 MANIFEST_BYTES = 1 << 20
-MOST_FILES = 1_000
+MOST_FILES, MOST_BYTES = 1_000, 1 << 50
 CHUNK = 1 << 20
 END = b"\0" * 2 * tarfile.BLOCKSIZE
 _TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d")
@@ -126,7 +126,11 @@ def _preamble(head: Head) -> Iterator[tuple[str, bytes]]:
     """The manifest, and its sum in the form that ``sha256sum -c`` reads."""
     manifest = head.to_json()
     yield MANIFEST, manifest
-    yield SUM, f"{hashlib.sha256(manifest).hexdigest()}  {MANIFEST}\n".encode()
+    yield SUM, _sum_line(manifest)
+
+
+def _sum_line(manifest: bytes) -> bytes:
+    return f"{hashlib.sha256(manifest).hexdigest()}  {MANIFEST}\n".encode()
 
 
 def _header(name: str, size: int) -> bytes:
@@ -224,13 +228,12 @@ class Archive:
         if info.name != MANIFEST or not 0 < info.size <= MANIFEST_BYTES:
             raise self._refused("it is no archive that 'store.py export' wrote")
         manifest = self._exactly(info.size)
-        head = self._parse(manifest)
-        told = dict(_preamble(head))
-        if first != _header(MANIFEST, info.size) or manifest != told[MANIFEST]:
-            raise self._refused("its manifest is not as one is written")
         self._expect(_padding(len(manifest)), f"after {MANIFEST}")
-        sums = told[SUM]
+        sums = _sum_line(manifest)
         self._expect(_header(SUM, len(sums)) + sums + _padding(len(sums)), f"in {SUM}")
+        head = self._parse(manifest)
+        if first + manifest != _header(MANIFEST, len(manifest)) + head.to_json():
+            raise self._refused("its manifest is not as one is written")
         return head
 
     def _parse(self, manifest: bytes) -> Head:
@@ -284,7 +287,11 @@ class Archive:
 
 def _part(values: dict[str, Any]) -> Part:
     part = Part(**values)
-    if type(part.bytes) is not int or part.bytes < 0 or not _SUM.fullmatch(part.sha256):
+    if (
+        type(part.bytes) is not int
+        or not 0 <= part.bytes < MOST_BYTES
+        or not _SUM.fullmatch(part.sha256)
+    ):
         raise ValueError("bytes or sha256")
     return part
 

@@ -16,23 +16,22 @@ from utils.files import read_json, staging, write_json
 from utils.paths import Layout
 from utils.store import archive, remotes
 from utils.store.changes import locked, publish, remove, run_files
-from utils.store.entries import FIELDS, Comparison, Entry, compare
+from utils.store.choosing import Entries, parse_filter, resolved, sorted_by
+from utils.store.entries import Comparison, Entry, compare
 from utils.store.info import (
     BY,
     FORMAT,
     Info,
     entry_file,
     info_of,
-    is_better,
-    lower_is_better,
     read_info,
     surroundings,
 )
 from utils.store.objects import write_objects
 from utils.store.remotes import Place
+from utils.store.shelf import Shelf
 from utils.store.tags import (
     BEST,
-    LATEST,
     Tag,
     checked_label,
     checked_version,
@@ -40,7 +39,6 @@ from utils.store.tags import (
 )
 
 ALIASES = "aliases.json"
-Entries = list[Entry]
 
 
 class Store:
@@ -69,7 +67,7 @@ class Store:
             A figure, such as ``leaf_accuracy`` (of the validation rows) or
             ``test.leaf_macro_f1``: best first, those without it last.
         """
-        wanted = [_filter(text) for text in filters]
+        wanted = [parse_filter(text) for text in filters]
         pairs = [
             (model, dataset)
             for model, dataset in trained_pairs(self.layout)
@@ -77,7 +75,7 @@ class Store:
         ]
         found = [entry for pair in pairs for entry in self._entries(*pair)]
         found = [entry for entry in found if all(entry.matches(*one) for one in wanted)]
-        return _sorted(found, sort) if sort else found
+        return sorted_by(found, sort) if sort else found
 
     def get(self, tag: str | Tag, *, by: str = BY) -> Entry:
         """The entry that a tag leads to.
@@ -99,7 +97,7 @@ class Store:
                 f"There are no weights of {wanted.model} for {wanted.dataset!r} in the store. "
                 f"Train them: python train.py -m {wanted.model} -d {wanted.dataset}"
             )
-        return _resolved(entries, wanted, by)
+        return resolved(entries, wanted, by)
 
     def load_model(self, tag: str | Tag) -> Any:
         """The model that a tag leads to, ready to answer."""
@@ -441,14 +439,10 @@ class Store:
         """
         wanted = self._parsed(tag)
         entry = self.get(wanted)
-        folder = remotes.remote(self.layout, remote) / entry.model / entry.dataset
-        place = folder / _remote_name(entry.version, archive.ENDING)
+        shelf = Shelf(remotes.remote(self.layout, remote), entry.model, entry.dataset)
+        place = shelf.archive(entry.version)
         self._write_archive(entry, place)
-        facts = {key: value for key, value in entry.to_dict().items() if key != "path"}
-        # after the archive: what the remote lists is there
-        _send(folder / _remote_name(entry.version, ".json"), {"format": FORMAT, **facts})
-        if wanted.version in entry.aliases:
-            _send(folder / f"alias_{wanted.version}.json", {"version": entry.version})
+        shelf.announce(entry, wanted.version if wanted.version in entry.aliases else None)
         return str(place)
 
     def pull(self, tag: str | Tag, remote: str | None = None) -> Entry:
@@ -458,93 +452,14 @@ class Store:
         then leads to it here too.
         """
         wanted = self._parsed(tag)
-        folder = remotes.remote(self.layout, remote) / wanted.model / wanted.dataset
-        entries = self._remote_entries(folder, wanted)
-        if not entries:
-            raise UserError(f"{folder} holds no {wanted.model}_{wanted.dataset}: push one first.")
-        version = _resolved(entries, wanted, BY).version
-        place = folder / _remote_name(version, archive.ENDING)
+        shelf = Shelf(remotes.remote(self.layout, remote), wanted.model, wanted.dataset)
+        entry = resolved(shelf.entries(self.layout, wanted.version), wanted, BY)
+        place = shelf.archive(entry.version)
         with remotes.opened(place) as (stream, size):
             found = self._import(archive.Archive(stream, str(place), size), True, None)
-        is_alias = any(wanted.version in entry.aliases for entry in entries)
-        return self.alias(found.tag, wanted.version) if is_alias else found
-
-    def _remote_entries(self, folder: Place, wanted: Tag) -> Entries:
-        """What a remote says that it holds of a pair."""
-        found = remotes.names(folder)
-        aliases = {
-            name.removeprefix("alias_").removesuffix(".json"): _fetch(folder / name).get("version")
-            for name in found
-            if name == f"alias_{wanted.version}.json"
-        }
-        times = [name.removesuffix(".json") for name in found if not name.startswith("alias_")]
-        return [
-            Entry(
-                model=wanted.model, dataset=wanted.dataset, layout=self.layout,
-                run=Run(folder=self.layout.weights, time=_time(time)),
-                info=Info.from_dict(_fetch(folder / f"{time}.json"), str(folder / time)),
-                aliases=tuple(name for name, to in aliases.items() if to == _time(time)),
-            )
-            for time in sorted(times)
-            if f"{time}.json" in found and f"{time}{archive.ENDING}" in found
-        ]  # fmt: skip
-
-
-def _filter(text: str) -> tuple[str, str]:
-    key, sign, value = text.partition("=")
-    if key not in FIELDS:
-        raise unknown("filter", key, FIELDS)
-    if not sign or not value:
-        raise UserError(f"{text!r} filters nothing: write {key}=VALUE.")
-    return key, value
-
-
-def _sorted(entries: Entries, metric: str) -> Entries:
-    """Best first; entries without the figure stay in their order, at the end."""
-    known = list(dict.fromkeys(name for entry in entries for name in entry.info.figures()))
-    if entries and metric not in known:
-        raise unknown("figure", metric, known)
-    sign = 1 if lower_is_better(metric) else -1
-
-    def key(entry: Entry) -> tuple[bool, float]:
-        figure = entry.info.figure(metric)
-        return figure is None, sign * (figure or 0.0)
-
-    return sorted(entries, key=key)
-
-
-def _resolved(entries: Entries, wanted: Tag, by: str) -> Entry:
-    """The entry of a pair that a version means: an alias, a name, a rule or a time."""
-    version = wanted.version
-    for entry in entries:
-        if version in (entry.info.name, entry.version, *entry.aliases):
-            return entry
-    if version == LATEST:
-        return entries[-1]
-    if version == BEST:
-        return _best(entries, wanted, by)
-    begun = [entry for entry in entries if entry.version.startswith(version)]
-    if len(begun) == 1:
-        return begun[0]
-    known = [name for entry in entries for name in (entry.info.name, *entry.aliases) if name]
-    known += [LATEST, BEST, *(entry.version for entry in reversed(entries))]
-    if begun:
-        several = ", ".join(entry.version for entry in begun)
-        raise UserError(f"{wanted} may be any of {several}: write more of it.")
-    raise unknown(f"version of {wanted.model}_{wanted.dataset}", version, known)
-
-
-def _best(entries: Entries, wanted: Tag, by: str) -> Entry:
-    """The entry with the best figure; of equal ones the newest."""
-    best, record = None, 0.0
-    for entry in reversed(entries):
-        figure = entry.info.figure(by)
-        if figure is not None and (best is None or is_better(by, figure, record)):
-            best, record = entry, figure
-    if best is None:
-        known = list(dict.fromkeys(name for one in entries for name in one.info.figures()))
-        raise unknown(f"figure of {wanted.model}_{wanted.dataset}", by, known)
-    return best
+        if found.tag != entry.tag:
+            raise UserError(f"{place} is {found.tag}, not {entry.tag}: push it again.")
+        return self.alias(found.tag, wanted.version) if entry.aliases else found
 
 
 def _merged(known: Info, said: Info) -> Info:
@@ -599,33 +514,3 @@ def _verified(staged: Path, head: archive.Head) -> Info:
     if info.name is not None:
         checked_version("Name", info.name)
     return info
-
-
-def _remote_name(version: str, ending: str) -> str:
-    return version.replace(":", "") + ending
-
-
-def _time(name: str) -> str:
-    """A run's time from its name on a remote, which has no colons."""
-    day, sign, clock = name.partition("T")
-    return f"{day}{sign}{clock[:2]}:{clock[2:4]}:{clock[4:6]}" if sign else name
-
-
-def _send(place: Place, values: Mapping[str, Any]) -> None:
-    with remotes.written(place) as path:
-        write_json(path, values)
-
-
-def _fetch(place: Place) -> dict[str, Any]:
-    """Read a small JSON object of a remote."""
-    import json
-
-    with remotes.opened(place) as (stream, _):
-        content = stream.read(1 << 20)
-    try:
-        found = json.loads(content)
-    except (ValueError, RecursionError):
-        found = None
-    if not isinstance(found, dict):
-        raise UserError(f"{place} is no description of a model.")
-    return found
