@@ -137,13 +137,15 @@ EPILOG = """Examples:
 \b
   python evaluate.py -m db_bhcn -d shop                       the test split again
   python evaluate.py -m db_bhcn -d shop --on shop2026         another dataset, same classes
+  python evaluate.py --tag db_bhcn_shop:production            a run by its tag in the store
   python evaluate.py -m db_bhcn -d shop --runtime onnx        what was exported, int8 or not
 """
 
 
 @click.command(epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("-m", "--model", required=True, help=f"Model: {', '.join(MODELS)}.")
-@click.option("-d", "--dataset", required=True, help="Dataset that it was trained on.")
+@click.option("-m", "--model", help=f"Model: {', '.join(MODELS)}.")
+@click.option("-d", "--dataset", help="Dataset that it was trained on.")
+@cli.tag_option
 @click.option("--on", help="Dataset to score it on; its classes are among the model's.")
 @click.option(
     "--split", type=click.Choice(SPLITS), default="test", show_default=True, help="Its rows."
@@ -160,16 +162,18 @@ EPILOG = """Examples:
 @cli.fetch_option
 @click.option("-c", "--cpu", is_flag=True, help="Use the CPU even where there is a GPU.")
 @click.option("-v", "--verbose", is_flag=True, help="Log what happens.")
-def main(model: str, dataset: str, verbose: bool, cpu: bool, **values: Any) -> None:
+def main(verbose: bool, cpu: bool, **values: Any) -> None:
     """Score a trained model on a dataset: the figures of a test report, for any rows."""
     cli.start_logging(verbose)
     if cpu:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # read when torch is imported: not before here
-    if model not in MODELS:
-        raise unknown("model", model, MODELS)
     values["runtime"] = values["runtime"] or "torch"
     layout = Layout(fetch=values["dvc"] is not False)
     dvc.check(layout.root, values["dvc"])
+    given = [values.pop(name) for name in ("tag", "model", "dataset", "time")]
+    model, dataset, values["time"] = cli.chosen(layout, *given)
+    if model not in MODELS:
+        raise unknown("model", model, MODELS)
     metrics, path = evaluate_pair(layout, model, dataset, values)
     rows = [[name.replace("_", " "), value] for name, value in metrics.items() if name != "rows"]
     cli.table(f"{model} · {dataset} on {values['on'] or dataset}", ["figure", "value"], rows)

@@ -292,6 +292,7 @@ EPILOG = """Examples:
   python export.py -m db_bhcn -d data001 --bento    of one
   python export.py -m db_bhcn -d data001 --monitoring   the whole monitored system
   python export.py -m db_bhcn -d data001            its ONNX graphs
+  python export.py --tag db_bhcn_data001:production --bento   a run by its tag in the store
   bentoml serve build/db_bhcn_data001/inference     run it
 """
 
@@ -325,10 +326,16 @@ EPILOG = """Examples:
     show_default=True,
     help="What runs a bundle's model. torch is for a GPU, and for encoder models.",
 )
+@cli.tag_option
 @cli.dvc_option
 @click.option("-v", "--verbose", is_flag=True, help="Log what happens.")
 def main(
-    models: list[str] | None, datasets: list[str] | None, best: bool, verbose: bool, **values: Any
+    models: list[str] | None,
+    datasets: list[str] | None,
+    tag: str | None,
+    best: bool,
+    verbose: bool,
+    **values: Any,
 ) -> None:
     """Export trained models as ONNX graphs or as a service bundle."""
     cli.start_logging(verbose)
@@ -337,6 +344,10 @@ def main(
     values["onnx"] = values["onnx"] or not values["bento"]
     if values["runtime"] != RUNTIMES[0] and not values["bento"]:
         raise UserError(f"--runtime {values['runtime']} is of service bundles: add --bento.")
+    if tag:
+        given = ",".join(models or []), ",".join(datasets or []), values["time"]
+        model, dataset, values["time"] = cli.chosen(layout, tag, *given)
+        models, datasets = [model], [dataset]
     export_all(layout, wanted_pairs(layout, models, datasets), Options(latest=not best, **values))
 
 

@@ -101,14 +101,16 @@ EPILOG = """Examples:
   python predict.py -m tfidf_hsgd -d shop products.csv             products.predictions.csv
   python predict.py -m db_bhcn -d shop products.csv -t name,description -o out.parquet
   python predict.py -m db_bhcn -d shop rows.jsonl.gz --min-confidence 0.8 --top 3
+  python predict.py --tag db_bhcn_shop:production products.csv
   cat rows.jsonl | python predict.py -m db_bhcn -d shop - > answers.jsonl
 """
 
 
 @click.command(epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("file", type=click.Path(path_type=Path))
-@click.option("-m", "--model", required=True, help=f"Model: {', '.join(MODELS)}.")
-@click.option("-d", "--dataset", required=True, help="Dataset that it was trained on.")
+@click.option("-m", "--model", help=f"Model: {', '.join(MODELS)}.")
+@click.option("-d", "--dataset", help="Dataset that it was trained on.")
+@cli.tag_option
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path),
     help="Where to write, - for standard output.  [default: FILE with .predictions in its name]",
@@ -149,7 +151,7 @@ EPILOG = """Examples:
 @cli.fetch_option
 @click.option("-c", "--cpu", is_flag=True, help="Use the CPU even where there is a GPU.")
 @click.option("-v", "--verbose", is_flag=True, help="Log what happens.")
-def main(file: Path, model: str, dataset: str, verbose: bool, cpu: bool, **values: Any) -> None:
+def main(file: Path, verbose: bool, cpu: bool, **values: Any) -> None:
     """Answer every row of FILE (- for standard input).
 
     FILE is CSV, TSV, JSON lines or Parquet. Its rows come out in the same order with columns of
@@ -158,14 +160,16 @@ def main(file: Path, model: str, dataset: str, verbose: bool, cpu: bool, **value
     cli.start_logging(verbose)
     if cpu:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # read when torch is imported: not before here
-    if model not in MODELS:
-        raise unknown("model", model, MODELS)
     if values["sep"] and len(values["sep"].encode()) != 1:
         raise UserError(f"--sep {values['sep']!r} is not one ASCII character.")
     if any("\ud800" <= letter <= "\udfff" for letter in values["column"]):
         raise UserError(f"--column {values['column']!r} has characters that cannot be encoded.")
     layout = Layout(fetch=values["dvc"] is not False)
     dvc.check(layout.root, values["dvc"])
+    given = [values.pop(name) for name in ("tag", "model", "dataset", "time")]
+    model, dataset, values["time"] = cli.chosen(layout, *given)
+    if model not in MODELS:
+        raise unknown("model", model, MODELS)
     predict(layout, model, dataset, file, values)
 
 

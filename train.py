@@ -33,7 +33,6 @@ SHOWN = ("loss", "nll", "leaf_accuracy", "leaf_macro_f1", "level_1_accuracy", "h
 SUMMARY = (
     "leaf_accuracy", "leaf_macro_f1", "level_1_accuracy", "hierarchical_f1", "calibration_error",
 )  # fmt: skip
-LIBRARIES = ("numpy", "numba", "torch", "transformers")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -275,7 +274,6 @@ def _difference(model: Model, config: Any, dataset: Dataset, options: Options) -
 
 
 def _provenance(dataset: Dataset, options: Options) -> dict[str, Any]:
-    from utils.manifest import versions
     from utils.store.info import surroundings
 
     return {
@@ -285,7 +283,6 @@ def _provenance(dataset: Dataset, options: Options) -> dict[str, Any]:
         "rows": {"train": len(dataset.train), "val": len(dataset.val), "test": len(dataset.test)},
         "seed": options.seed,
         "started": datetime.datetime.now().isoformat(timespec="seconds"),
-        "versions": versions(LIBRARIES),
         **surroundings(),
         "epoch": 0,
         "history": [],

@@ -149,13 +149,21 @@ def new_run(layout: Layout, model: str, dataset: str) -> Iterator[Run]:
     """Take a time, now or soon, that no other run of the pair has, also not one beside this."""
     folder = layout.weight_dir(model, dataset)
     taken = _times(folder)
-    moment = datetime.datetime.now().replace(microsecond=0)
+    moment = _after(taken, datetime.datetime.now().replace(microsecond=0))
     while moment.isoformat() in taken or not _mark(folder, moment.isoformat()):
         moment += datetime.timedelta(seconds=1)
     try:
         yield Run(folder=folder, time=moment.isoformat())
     finally:
         _marked(folder, moment.isoformat()).unlink(missing_ok=True)
+
+
+def _after(taken: set[str], moment: datetime.datetime) -> datetime.datetime:
+    """A moment after those that were taken ahead of time, so that the newest run is the last."""
+    soon = (moment + datetime.timedelta(hours=1)).isoformat()
+    ahead = [time for time in taken if moment.isoformat() <= time < soon]
+    second = datetime.timedelta(seconds=1)
+    return datetime.datetime.fromisoformat(max(ahead)) + second if ahead else moment
 
 
 def _marked(folder: Path, time: str) -> Path:

@@ -14,8 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from utils.errors import UserError
+
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from utils.paths import Layout
 
 PLAIN_INTERVAL = 15.0  # seconds between progress lines where there is no terminal
 
@@ -46,6 +50,35 @@ class NameList(click.ParamType[list[str]]):
         if not names:
             self.fail("give at least one name", param, ctx)
         return list(dict.fromkeys(names))
+
+
+tag_option = click.option(
+    "--tag", metavar="MODEL_DATASET:VERSION",
+    help="What the store calls it (see store.py), instead of -m, -d and the time.",
+)  # fmt: skip
+
+
+def chosen(
+    layout: Layout, tag: str | None, model: str | None, dataset: str | None, time: str | None
+) -> tuple[str, str, str | None]:
+    """The model, dataset and time of a run that options name in one of two ways.
+
+    Raises
+    ------
+    UserError
+        In both; or the tag leads nowhere.
+    """
+    if tag is None:
+        if model is None or dataset is None:
+            missing = "'-m' / '--model'" if model is None else "'-d' / '--dataset'"
+            raise click.UsageError(f"Missing option {missing} (or '--tag').")
+        return model, dataset, time
+    if model or dataset or time:
+        raise UserError(f"--tag {tag} says which run it is: leave out -m, -d and the time.")
+    from utils.store import Store
+
+    entry = Store(layout).get(tag)
+    return entry.model, entry.dataset, entry.version
 
 
 def console() -> Console:

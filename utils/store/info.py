@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import functools
 import math
 import platform
@@ -16,6 +15,7 @@ from typing import Any
 from utils.checkpoints import Run, checkpoint_meta
 from utils.errors import UserError
 from utils.files import read_json
+from utils.manifest import versions
 from utils.paths import PROJECT_ROOT
 
 FORMAT = 1
@@ -26,6 +26,8 @@ TEST = "test."
 """Before the name of a test figure."""
 LOWER = ("loss", "nll", "calibration_error", "calibration_error_raw", "seconds", "bytes")
 """Figures of which less is better."""
+LIBRARIES = ("numpy", "numba", "torch", "transformers")
+"""Those that a model's figures may depend on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,8 +186,8 @@ def info_of(facts: Mapping[str, Any]) -> Info:
 
 
 def surroundings() -> dict[str, Any]:
-    """Where a model is trained, and with which version of the toolkit."""
-    return {"host": platform.node(), "code": dict(_code())}
+    """Where a model is trained, and with which versions of the toolkit and of libraries."""
+    return {"host": platform.node(), "code": dict(_code()), "versions": versions(LIBRARIES)}
 
 
 @functools.cache
@@ -212,8 +214,3 @@ def _git(*arguments: str) -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return None if done.returncode else done.stdout.strip()
-
-
-def now() -> str:
-    """This second."""
-    return datetime.datetime.now().isoformat(timespec="seconds")
