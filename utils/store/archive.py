@@ -24,6 +24,7 @@ from typing import Any, BinaryIO, Protocol
 from utils.errors import UserError
 from utils.files import is_device
 from utils.paths import checked_name
+from utils.store.tags import Tag
 
 ENDING = ".kttmodel"
 FORMAT, VERSION = "ktt-model", 1
@@ -60,6 +61,11 @@ class Head:
     dataset: str
     time: str
     files: Mapping[str, Part]
+
+    @property
+    def tag(self) -> Tag:
+        """What the store calls it."""
+        return Tag(model=self.model, dataset=self.dataset, version=self.time)
 
     @property
     def checkpoint(self) -> str:

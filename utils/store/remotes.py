@@ -111,6 +111,8 @@ def _mistakes(values: Any) -> list[str]:
     """All that is wrong with store.json."""
     if not isinstance(values, dict) or not isinstance(values.get("remotes"), dict):
         return ['it must be an object with "remotes": {NAME: {"url": …}}']
+    if not values["remotes"]:
+        return ["it names no remote"]
     found = [f"unknown key {key!r}" for key in values if key not in ("default", "remotes")]
     if values.get("default", next(iter(values["remotes"]), None)) not in values["remotes"]:
         found.append(f"default {values.get('default')!r} is no remote")

@@ -399,9 +399,8 @@ class Store:
     def _import(self, found: archive.Archive, skip_existing: bool, name: str | None) -> Entry:
         head = found.head
         run = Run(folder=self.layout.weight_dir(head.model, head.dataset), time=head.time)
-        tag = Tag(model=head.model, dataset=head.dataset, version=head.time)
         if run.time in {known.time for known in runs(self.layout, head.model, head.dataset)}:
-            return self._existing(tag, head, skip_existing)
+            return self._existing(head, skip_existing)
         with staging(run.folder) as staged:
             found.extract(staged)
             info = _verified(staged, head)
@@ -409,11 +408,11 @@ class Store:
                 info = replace(info, name=checked_version("Name", name))
             _write(Run(folder=staged, time=head.time), info)
             self._publish(run, staged, head.model, head.dataset, info.name)
-        return self.get(tag)
+        return self.get(head.tag)
 
-    def _existing(self, tag: Tag, head: archive.Head, skip: bool) -> Entry:
+    def _existing(self, head: archive.Head, skip: bool) -> Entry:
         """The entry that is here already, if it is the same."""
-        entry = self.get(tag)
+        entry, tag = self.get(head.tag), head.tag
         with entry.path.open("rb") as file:
             same = hashlib.file_digest(file, "sha256").hexdigest()
         if same != head.files[head.checkpoint].sha256:
@@ -456,9 +455,10 @@ class Store:
         entry = resolved(shelf.entries(self.layout, wanted.version), wanted, BY)
         place = shelf.archive(entry.version)
         with remotes.opened(place) as (stream, size):
-            found = self._import(archive.Archive(stream, str(place), size), True, None)
-        if found.tag != entry.tag:
-            raise UserError(f"{place} is {found.tag}, not {entry.tag}: push it again.")
+            held = archive.Archive(stream, str(place), size)
+            if held.head.tag != entry.tag:
+                raise UserError(f"{place} is {held.head.tag}, not {entry.tag}: push it again.")
+            found = self._import(held, True, None)
         return self.alias(found.tag, wanted.version) if entry.aliases else found
 
 

@@ -1,0 +1,140 @@
+"""Remotes: which one is meant, and what goes there and comes back, with no server."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+import store as command
+from tests.stores import FakeModel, files_below, fill
+from utils.errors import UserError
+from utils.paths import Layout
+from utils.store import Store
+from utils.store.remotes import Place, remote, shown
+
+
+@pytest.fixture
+def here(layout: Layout) -> Store:
+    layout.root.mkdir()
+    return Store(layout)
+
+
+@pytest.fixture
+def there(tmp_path: Path) -> Store:
+    found = Store(Layout(tmp_path / "there"))
+    found.layout.root.mkdir()
+    return found
+
+
+def configure(store: Store, values: Any) -> None:
+    (store.layout.root / "store.json").write_text(json.dumps(values))
+
+
+def test_push_and_pull_a_folder(here: Store, there: Store, tmp_path: Path) -> None:
+    url = str(tmp_path / "shared")
+    configure(here, {"default": "a", "remotes": {"a": {"url": url}, "b": {"url": "own"}}})
+    configure(there, {"remotes": {"only": {"url": f"file://{url}"}}})
+    one, two = fill(here, [0.9, 0.1])
+    here.label(one.tag, {"team": "nlp"})
+    run = CliRunner()
+    for arguments in (["push", str(one.tag)], ["push", str(two.tag), "--remote", "b"]):
+        result = run.invoke(command.main, arguments)
+        assert result.exit_code == 0, result.output
+    assert there.pull("tfidf_hsgd_fake:best").info.labels == {"team": "nlp"}
+    assert len(there.list()) == 1
+    assert (here.layout.root / "own" / "tfidf_hsgd" / "fake").is_dir()
+    before = files_below(there.layout.weights)
+    assert there.pull("tfidf_hsgd_fake").tag == one.tag  # is here already: nothing happens
+    assert files_below(there.layout.weights) == before
+    result = run.invoke(command.main, ["pull", str(two.tag), "--remote", "b"])
+    assert result.exit_code == 0, result.output
+
+
+def test_a_remote_that_holds_something_else_changes_nothing(
+    here: Store, there: Store, tmp_path: Path
+) -> None:
+    url = str(tmp_path / "shared")
+    for store in (here, there):
+        configure(store, {"remotes": {"a": {"url": url}}})
+    one, two = fill(here, [0.9, 0.1])
+    places = [Path(here.push(entry.tag)) for entry in (one, two)]
+    places[0].write_bytes(places[1].read_bytes())
+    with pytest.raises(UserError, match="push it again"):
+        there.pull(one.tag)
+    description = places[1].with_suffix(".json")
+    for text in ("", "[]", "[" * 100_000, '{"labels": 5}'):
+        description.write_text(text)
+        with pytest.raises(UserError):
+            there.pull(two.tag)
+    description.unlink()  # died before it was described: it is not there
+    with pytest.raises(UserError, match="Unknown version"):
+        there.pull(two.tag)
+    assert there.list() == []
+
+
+def test_the_remote_of_dvc(here: Store, there: Store) -> None:
+    with pytest.raises(UserError, match=r"No remote is configured: write .*store\.json"):
+        here.push(here.save_model(FakeModel()).tag)
+    for store in (here, there):
+        (store.layout.root / ".dvc").mkdir()
+        (store.layout.root / ".dvc" / "config").write_text(
+            "[core]\n    remote = disk\n['remote \"disk\"']\n    url = ../../shared\n"
+        )
+    here.push("tfidf_hsgd_fake")
+    assert there.pull("tfidf_hsgd_fake").info == here.get("tfidf_hsgd_fake").info
+    assert (here.layout.root.parent / "shared" / "ktt-store").is_dir()
+    with pytest.raises(UserError, match="No remote is configured"):
+        here.push("tfidf_hsgd_fake", "team")
+
+
+@pytest.mark.parametrize(
+    ("values", "part"),
+    [
+        ([], "must be an object"),
+        ({"remotes": {"a": {"url": "x"}}, "remote": {}}, "unknown key 'remote'"),
+        ({"remotes": {"a": {}}}, "it needs a \"url\""),
+        ({"remotes": {"a": {"url": "x", "secret_key": "hunter2"}}}, "credentials do not belong"),
+        ({"remotes": {"a": {"url": "sftp://me:hunter2@host/x"}}}, "holds a password"),
+        ({"remotes": {"a": {"url": "x", "region": 5}}}, "region is no text"),
+        ({"default": "b", "remotes": {"a": {"url": "x"}}}, "default 'b' is no remote"),
+        ({"remotes": {"a": {"url": "x"}, "b": {"url": "y"}}}, "add --remote with one of a, b"),
+        ({"remotes": {}}, "names no remote"),
+    ],
+)  # fmt: skip
+def test_mistakes_in_the_configuration(here: Store, values: Any, part: str) -> None:
+    configure(here, values)
+    with pytest.raises(UserError) as caught:
+        remote(here.layout)
+    assert part in caught.value.message
+    assert "hunter2" not in caught.value.message
+
+
+def test_an_unknown_remote(here: Store) -> None:
+    configure(here, {"remotes": {"team": {"url": "x"}}})
+    with pytest.raises(UserError, match="Did you mean 'team'"):
+        remote(here.layout, "taem")
+
+
+def test_secrets_in_urls_are_not_shown(here: Store) -> None:
+    url = "https://me:hunter2@example.org/x.kttmodel?token=hunter2"
+    assert shown(url) == str(Place(url=url)) == "https://example.org/x.kttmodel"
+    entry = here.save_model(FakeModel())
+    for case in (
+        lambda: here.import_model("sftp://me:hunter2@127.0.0.1:9/x"),
+        lambda: here.import_model("nowhere://me:hunter2@host/x"),
+        lambda: here.export_model(entry.tag, "nowhere://me:hunter2@host/x"),
+    ):
+        with pytest.raises(UserError, match="^Cannot|needs another package") as caught:
+            case()
+        assert "hunter2" not in caught.value.message
+        assert "\n" not in caught.value.message
+
+
+def test_any_file_system_of_fsspec(here: Store, there: Store) -> None:
+    entry = here.save_model(FakeModel(), custom_objects={"a": 1})
+    url = here.export_model(entry.tag, "memory://models/")
+    assert there.import_model(url).info == entry.info
