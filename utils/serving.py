@@ -36,6 +36,7 @@ measurement the server reckons with 2 s a text: this allows for 148 waiting at o
 
 EXAMPLE = {"text": "a text to classify"}
 PROBE = "Is the classifier there?"
+LONGEST = "text " * 1024  # no model reads more of one
 
 
 class TextInput(JsonInput):
@@ -163,6 +164,9 @@ class TextClassifierService(bentoml.BentoService):
 
         limit = max_characters()  # a wrong setting is to stop the server
         classifier = self.artifacts.classifier
+        # The runtime keeps the memory of its largest batch: one that does not fit shall say so now,
+        # not when the first crowd comes.
+        classifier.answer([LONGEST] * MAX_BATCH)
         self._watch = watch = Watch(classifier)
         serving_routes.add_refusals(app)
         serving_routes.add_state(app, lambda: classifier.answer([PROBE]))
