@@ -148,8 +148,19 @@ def test_all_that_is_missing_is_fetched_at_once(
     seen = calls(monkeypatch)
     assert repository.dataset_names() == ["tiny"]
     load_dataset(repository, "tiny")
-    assert seen == ["checkout"]
+    assert seen == ["pull"]
     assert all(file.exists() for file in files)
+
+
+def test_what_is_in_the_cache_needs_no_remote(repository: Layout) -> None:
+    write_tiny_dataset(repository, "tiny")
+    file = repository.dataset("tiny") / "val.parquet"
+    dvc.add(repository.root, [file])
+    file.unlink()
+    settings = "['remote \"gone\"']\n    url = /gone\n[core]\n    remote = gone\n"
+    (repository.root / ".dvc" / "config.local").write_text(settings)
+    dvc.ensure(repository, file)
+    assert file.exists()
 
 
 def test_nothing_missing_starts_nothing(

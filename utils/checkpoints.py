@@ -213,7 +213,8 @@ def find_checkpoint(
             for path in (
                 [run.best, run.last] if kind == "any" else [run.folder / f"{kind}_{run.time}.pt"]
             ):
-                dvc.ensure(layout, path)
+                if not path.exists():
+                    dvc.ensure(layout, path, run.metrics)
                 if path.exists():
                     return path
     times = ", ".join(run.time for run in known)

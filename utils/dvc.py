@@ -31,8 +31,8 @@ _QUIET = {"DVC_NO_ANALYTICS": "1", "CI": "true"}
 _REASONS = {
     "No module named dvc": "DVC is not installed: pip install dvc.",
     "no default remote": "it is not in DVC's cache, and no remote is set: dvc remote add -d …",
-    "neither locally nor on remote": "it is neither in DVC's cache nor on the remote. Whoever has "
-    "it runs 'dvc push'.",
+    "neither locally nor on remote": "it is neither in DVC's cache nor on the remote, or the "
+    "remote cannot be reached. Whoever has it runs 'dvc push'.",
 }
 _REMOTE = re.compile(r"^\s*\['?remote\b", re.MULTILINE)
 _FOLDERS = ("datasets/*", "weights/*/*", "outputs/*", "build/*")
@@ -125,16 +125,11 @@ def ensure(layout: Layout, *paths: Path) -> None:
     if not layout.fetch:
         raise UserError(f"{shown} is missing. DVC has it: leave out --no-dvc to fetch it.")
     log.info("fetching %d files with DVC, the first is %s", len(missing), shown)
-    reason = ""
-    for command in ("checkout", "pull"):  # which would ask for a remote even if it needs none
-        targets = [_target(layout.root, path) for path in missing]
-        reason = _run(layout.root, command, "--", *targets)
-        missing = [path for path in missing if _is_missing(path)]
-        if not missing:
-            return
-    shown = missing[0].relative_to(layout.root)
-    reason = reason or f"{shown}{POINTER} is damaged."
-    raise UserError(f"{shown} is missing, and DVC cannot fetch it: {reason}")
+    reason = _run(layout.root, "pull", "--", *[_target(layout.root, path) for path in missing])
+    for path in filter(_is_missing, missing):
+        shown = path.relative_to(layout.root)
+        reason = reason or f"{shown}{POINTER} is damaged."
+        raise UserError(f"{shown} is missing, and DVC cannot fetch it: {reason}")
 
 
 def _is_missing(path: Path) -> bool:
@@ -188,7 +183,7 @@ def _reason(printed: str) -> str:
     """What DVC says about its failure, in one line."""
     if found := [words for sign, words in _REASONS.items() if sign in printed]:
         return found[0]
-    told = printed.partition("ERROR: ")[2] or printed
+    told = printed.partition("ERROR: ")[2].removeprefix("unexpected error - ") or printed
     told = " ".join(told.partition("\n\n")[0].split()).rstrip(".")
     return f"{told or 'no message'}."
 
