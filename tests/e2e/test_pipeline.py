@@ -83,7 +83,9 @@ def clone_to(folder: Path) -> Clone:
     """Clone what would be committed here, and let DVC keep to that folder."""
     assert GIT
     root = folder / "clone"
-    environment = {name: os.environ[name] for name in os.environ if name != "KTT_ROOT"}
+    # bytecode is written, as for a user: it must not look like changed code
+    left_out = ("KTT_ROOT", "PYTHONDONTWRITEBYTECODE")
+    environment = {name: os.environ[name] for name in os.environ if name not in left_out}
     environment |= {
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "HOME": str(folder), "DVC_NO_ANALYTICS": "1", "DVC_SITE_CACHE_DIR": str(folder / "site"),
