@@ -147,12 +147,14 @@ class PostgreSQL:
                 cursor.adbc_ingest("classes", class_table(), mode="create")
             connection.commit()
 
-    def execute(self, statement: str) -> None:
-        """Run a statement and commit."""
+    def execute(self, statement: str, alone: bool = False) -> None:
+        """Run a statement and commit, or run it outside any transaction."""
         with self.connect() as connection:
+            connection.adbc_connection.set_autocommit(alone)
             with connection.cursor() as cursor:
                 cursor.execute(statement)
-            connection.commit()
+            if not alone:
+                connection.commit()
 
 
 @contextmanager

@@ -15,6 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
+from hypothesis import given
+from hypothesis import strategies as st
 
 import adapt
 from tests.test_adapt_flat import rows_of
@@ -23,6 +25,7 @@ from utils.adapters.sql_classes import class_tree, identifiers
 from utils.adapters.sql_config import Connection
 from utils.adapters.sql_connect import conninfo
 from utils.data import load_dataset
+from utils.errors import UserError
 from utils.paths import PROJECT_ROOT, Layout
 
 Row = tuple[Any, ...]
@@ -163,6 +166,41 @@ def test_what_marks_a_root(layout: Layout, tmp_path: Path, roots: Any) -> None:
     assert {path for _, path in found(layout)} == set(PATHS.values())
 
 
+def test_a_column_may_be_taken_twice(layout: Layout, tmp_path: Path) -> None:
+    database(tmp_path / "shop.db", item_rows(), CLASSES)
+    adapted(config(tmp_path, columns={"name": "id", "text": ["name", "name"]}))
+    assert ("Item 1, żółw", ("2",)) in found(layout)
+
+
+@given(data=st.data())
+def test_the_tree_is_the_one_that_a_walk_finds(data: st.DataObject) -> None:
+    count = data.draw(st.integers(1, 12))
+    parents = data.draw(
+        st.lists(st.integers(0, count + 1) | st.none(), min_size=count, max_size=count)
+    )
+    columns = [pa.chunked_array([pa.array(c, pa.int64())]) for c in (range(1, count + 1), parents)]
+
+    def walk(one: int) -> list[int] | str:
+        seen = [one]
+        while (up := parents[seen[-1] - 1]) not in (None, 0, seen[-1]):
+            if up > count:
+                return "lost"
+            if up in seen:
+                return "circle"
+            seen.append(up)
+        return seen[::-1]
+
+    ways = [walk(one) for one in range(1, count + 1)]
+    if "circle" in ways:
+        with pytest.raises(UserError, match="circle"):
+            class_tree(*columns, None)
+        return
+    tree = class_tree(*columns, None)
+    assert tree.whole.tolist() == [way != "lost" for way in ways]
+    for index, way in enumerate(ways):
+        assert way == "lost" or tree.path(index) == [str(one) for one in way]
+
+
 def test_0_is_a_class_where_there_is_one() -> None:
     tree = class_tree(*(pa.chunked_array([c]) for c in ([0, 1], [None, 0], ["Root", "Inner"])))
     assert tree.path(1) == ["Root", "Inner"]
@@ -201,7 +239,7 @@ def test_siblings_of_one_name_stay_two_classes(layout: Layout, tmp_path: Path) -
     adapted(config(tmp_path))
     names = {path for _, path in found(layout)}
     assert names == {("A", "X (3)"), ("A", "X (4) (4)"), ("A", "X (4)"), ("B", "X")}
-    assert any("share a name" in note for note in report_of(layout)["notes"])
+    assert any("siblings of one name" in note for note in report_of(layout)["notes"])
 
 
 def test_orphans_are_counted_with_examples(layout: Layout, tmp_path: Path) -> None:
@@ -217,16 +255,16 @@ def test_orphans_are_counted_with_examples(layout: Layout, tmp_path: Path) -> No
     adapted(config(tmp_path))
     report = report_of(layout)
     assert report["rows"]["dropped"] == {"empty_path": 1, "no_parent": 3}
-    assert "1 class ids of items are not among the classes: 777" in report["notes"]
-    assert "1 classes have a parent that is no class: 50 (parent 49)" in report["notes"]
-    assert "1 rows of the classes query have no id" in report["notes"]
+    assert "class ids of items that no class has (1): 777" in report["notes"]
+    assert "classes whose parent is no class (1): 50 (parent 49)" in report["notes"]
+    assert "rows of the classes query without an id: 1" in report["notes"]
 
 
 def test_nothing_but_orphans(layout: Layout, tmp_path: Path) -> None:
     database(tmp_path / "shop.db", item_rows(20, [7, 8]), CLASSES)
     line = refused(sql(config(tmp_path)))
     assert "None of the 20 rows can be used: 20 with a class that has no place in the tree" in line
-    assert "not among the classes: 7, 8" in line
+    assert "that no class has (2): 7, 8" in line
 
 
 @pytest.mark.parametrize("length", [1, 2, 3, 9])
@@ -329,6 +367,7 @@ def test_all_mistakes_of_the_configuration_in_one_line(tmp_path: Path, layout: L
          "environment variable 'KTT_NONE' of 'connection.password_env' is not set"),
         ({"kind": "mysql", "database": "x", "port": 70000}, "between 1 and 65535"),
         ({"database": "x"}, "'connection.kind' is missing"),
+        ({"kind": "mysql", "database": "x", "host": "u:pass@h"}, "'connection.host' is an address"),
         ("mysql://u:pass@h/db", "'connection' must be an object"),
     ],
 )  # fmt: skip

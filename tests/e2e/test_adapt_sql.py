@@ -9,11 +9,13 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,7 @@ from tests.databases import (
     postgresql,
     postgresql_binaries,
 )
+from utils.data import load_dataset
 from utils.paths import PROJECT_ROOT, Layout
 
 pytestmark = pytest.mark.slow
@@ -156,6 +159,49 @@ def test_uuids(server: PostgreSQL, tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     report = json.loads((Layout(tmp_path).dataset("shop") / "report.json").read_text())
     assert report["rows"]["kept"] > 450
+
+
+def test_a_database_in_another_encoding(server: PostgreSQL, tmp_path: Path) -> None:
+    server.execute("CREATE DATABASE old ENCODING 'LATIN1' LOCALE 'C' TEMPLATE template0", True)
+    text = "convert_from('\\x53e46765'::bytea, 'LATIN1')"
+    path = config(
+        tmp_path, server.settings(database="old"),
+        items=f"SELECT {text} || n AS name, n % 2 AS class_id FROM generate_series(1, 40) AS n",
+        classes=f"SELECT n AS id, NULL AS parent_id, {text} || n AS name"
+        " FROM generate_series(0, 1) AS n",
+    )  # fmt: skip
+    done = in_process(tmp_path, path)
+    assert done.exit_code == 0, done.output
+    data = load_dataset(Layout(tmp_path), "shop")
+    assert data.hierarchy.names == ("Säge0", "Säge1")
+    assert "Säge7" in {*data.train.texts, *data.val.texts, *data.test.texts}
+
+
+def test_columns_of_rarer_types(server: PostgreSQL, tmp_path: Path) -> None:
+    server.execute("CREATE TYPE mood AS ENUM ('sad', 'glad')")
+    path = config(
+        tmp_path, server.settings(), columns={"text": ["a", "b", "c", "d", "e", "f"]},
+        items="SELECT ARRAY['x', n::text] AS a, '{\"k\": 1}'::jsonb AS b, n * 1.5 AS c, now() AS d,"
+        " 'glad'::mood AS e, n::varchar(4) AS f, (n % 2)::text::char(5) AS class_id"
+        " FROM generate_series(1, 40) AS n",
+        classes="SELECT n AS id, NULL AS parent_id, 'glad'::mood AS name"
+        " FROM generate_series(0, 1) AS n",
+    )  # fmt: skip
+    done = in_process(tmp_path, path)
+    assert done.exit_code == 0, done.output
+    data = load_dataset(Layout(tmp_path), "shop")
+    assert data.hierarchy.names == ("glad (0)", "glad (1)")
+    parts = data.train.texts[0].split("\n")
+    number = parts[-1]
+    assert parts[:3] == [f"x {number}", '{"k": 1}', str(int(number) * 1.5)]
+    assert parts[4] == "glad"
+
+
+def test_a_server_that_accepts_and_says_nothing(server: PostgreSQL, tmp_path: Path) -> None:
+    with closing(socket.create_server(("127.0.0.1", 0))) as silent:
+        port = silent.getsockname()[1]
+        line = refused(server, tmp_path, {"port": port, "options": {"connect_timeout": 2}})
+    assert "timeout expired" in line
 
 
 def test_the_password_from_the_environment(server: PostgreSQL, tmp_path: Path) -> None:

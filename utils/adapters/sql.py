@@ -82,18 +82,20 @@ def adapt_sql(
 
 def _read_tree(session: Session, config: SqlConfig) -> ClassTree:
     wanted = config.columns
+    found: list[str] = []
 
     def choose(there: Sequence[str]) -> Sequence[str]:
         names = [wanted.id, wanted.parent]
         if wanted.name or "name" in there:
             names.append(wanted.name or "name")
-        return [_column("classes", name, there) for name in names]
+        found.extend(_column("classes", name, there) for name in names)
+        return list(dict.fromkeys(found))
 
     table = read_query(
         session, config.connection, "classes", config.classes, choose, lambda rows: None
     )
-    names = table.column(2) if table.num_columns > 2 else None
-    return class_tree(table.column(0), table.column(1), names)
+    ids, parents, *names = (table[name] for name in found)
+    return class_tree(ids, parents, names[0] if names else None)
 
 
 def _read_items(

@@ -117,9 +117,9 @@ def class_tree(ids: pa.ChunkedArray, parents: pa.ChunkedArray, names: Any | None
     distinct, renamed = _told_apart(rows.ids, rows.names, found)
     lost = [f"{rows.ids[i]} (parent {rows.parents[i]})" for i in np.flatnonzero(found == missing)]
     notes = [
-        f"{rows.without_id:,} rows of the classes query have no id" if rows.without_id else "",
-        f"{len(lost):,} classes have a parent that is no class: {_some(lost)}" if lost else "",
-        f"{len(renamed):,} sibling classes share a name and have their id added: {_some(renamed)}"
+        f"rows of the classes query without an id: {rows.without_id:,}" if rows.without_id else "",
+        f"classes whose parent is no class ({len(lost):,}): {_some(lost)}" if lost else "",
+        f"siblings of one name, which have their ids added ({len(renamed):,}): {_some(renamed)}"
         if renamed else "",
     ]  # fmt: skip
     return ClassTree(
@@ -245,7 +245,7 @@ def labels_by_id(
     path_of_row[pc.is_null(ids).to_numpy()] = EMPTY
     strangers = pc.unique(pc.drop_null(ids.filter(pc.is_null(found)))).to_pylist()
     notes = (
-        (f"{len(strangers):,} class ids of items are not among the classes: {_some(strangers)}",)
+        (f"class ids of items that no class has ({len(strangers):,}): {_some(strangers)}",)
         if strangers else ()
     )  # fmt: skip
     return Labels(names=inner.names, paths=inner.paths, path_of_row=path_of_row), notes

@@ -229,7 +229,7 @@ def _connection_mistakes(values: Mapping[str, Any]) -> list[str]:
         or key not in values
     ]  # fmt: skip
     for key in ("kind", "host", "database", "user"):
-        if "://" in str(values.get(key, "")):
+        if "://" in str(values.get(key, "")) or (key == "host" and "@" in str(values.get(key))):
             found.append(f"'connection.{key}' is an address: give its parts under their own keys")
     port = values.get("port")
     if isinstance(port, int) and not 0 < port < 1 << 16:

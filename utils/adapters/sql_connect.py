@@ -177,6 +177,7 @@ def _postgresql(module: Any, place: Connection) -> Iterator[Session]:
     words = {
         "host": place.host, "port": place.port, "dbname": place.database, "user": place.user,
         "password": place.password, "connect_timeout": CONNECT_SECONDS, "application_name": "ktt",
+        "client_encoding": "UTF8",
         **place.options,
     }  # fmt: skip
     with module.connect(conninfo(words)) as connection:
