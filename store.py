@@ -52,7 +52,8 @@ def show_list(entries: list[Entry], sort: str | None) -> None:
         for entry in entries
     ]
     heads = [name.replace("_", " ").replace(".", " ") for name in shown]
-    cli.table(f"{len(rows):,} models", ["tag", "names", *heads, "size", "labels"], rows)
+    cli.say(f"{len(rows):,} models")
+    cli.lines(["tag", "names", *heads, "size", "labels"], rows)
     for entry in entries:
         if entry.info.problem:
             cli.note(f"Warning: {entry.tag}: {entry.info.problem}")

@@ -128,3 +128,19 @@ def test_two_runs_in_one_second_have_two_names(layout: Layout) -> None:
 def new_run_time(layout: Layout) -> str:
     with new_run(layout, "m", "d") as run:
         return run.time
+
+
+def test_a_new_run_is_the_newest_and_has_a_time_of_its_own(tmp_path: Path) -> None:
+    layout = Layout(tmp_path)
+    folder = layout.weight_dir("m", "d")
+    folder.mkdir(parents=True)
+    times = []
+    for ending in ("best_{}.pt", ".gone-{}", "last_{}.pt", "best_{}.pt.dvc"):
+        with new_run(layout, "m", "d") as run, new_run(layout, "m", "d") as beside:
+            assert run.time < beside.time
+            (folder / ending.format(beside.time)).touch()
+        times += [run.time, beside.time]
+        for path in folder.glob(f"*{times[0]}*"):
+            path.unlink()  # a hole, which is not filled
+    assert times == sorted(set(times))
+    assert not list(folder.glob(".tmp*"))

@@ -30,6 +30,9 @@ VERSION = 1
 TRAINING = "training/"
 HIDDEN = ".hidden-"
 """Before the time of a run whose files are being put there or removed: it does not exist."""
+GONE = ".gone-"
+"""Before the time of a run that was removed so soon that the clock has not passed it: no other
+run may have that time, or a tag would mean two models."""
 _STEM = re.compile(r"(best|last)_(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)")
 
 
@@ -148,7 +151,7 @@ def _times(folder: Path) -> set[str]:
 def new_run(layout: Layout, model: str, dataset: str) -> Iterator[Run]:
     """Take a time, now or soon, that no other run of the pair has, also not one beside this."""
     folder = layout.weight_dir(model, dataset)
-    taken = _times(folder)
+    taken = _taken(folder)
     moment = _after(taken, datetime.datetime.now().replace(microsecond=0))
     while moment.isoformat() in taken or not _mark(folder, moment.isoformat()):
         moment += datetime.timedelta(seconds=1)
@@ -156,6 +159,10 @@ def new_run(layout: Layout, model: str, dataset: str) -> Iterator[Run]:
         yield Run(folder=folder, time=moment.isoformat())
     finally:
         _marked(folder, moment.isoformat()).unlink(missing_ok=True)
+
+
+def _taken(folder: Path) -> set[str]:
+    return _times(folder) | {mark.name.removeprefix(GONE) for mark in folder.glob(f"{GONE}*")}
 
 
 def _after(taken: set[str], moment: datetime.datetime) -> datetime.datetime:
@@ -178,7 +185,7 @@ def _mark(folder: Path, time: str) -> bool:
         mark.touch(exist_ok=False)
     except FileExistsError:
         return False
-    if time not in _times(folder):
+    if time not in _taken(folder):
         return True
     mark.unlink(missing_ok=True)
     return False

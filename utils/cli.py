@@ -120,6 +120,21 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) 
     console().print(grid)
 
 
+def lines(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Print a table of any length quickly, one line a row whatever its width."""
+    cells = [[str(column) for column in columns], *([_plain(x) for x in row] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    right = [any(isinstance(row[place], float) for row in rows) for place in range(len(columns))]
+    for row in cells:
+        padded = zip(row, widths, right, strict=True)
+        parts = [f"{cell:>{width}}" if end else f"{cell:<{width}}" for cell, width, end in padded]
+        click.echo("  ".join(parts).rstrip())
+
+
+def _plain(value: object) -> str:
+    return f"{value:.4f}" if isinstance(value, float) else str(value)
+
+
 def _cell(value: object) -> str:
     from rich.markup import escape
 

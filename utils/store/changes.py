@@ -8,13 +8,14 @@ and what it hides is removed.
 
 from __future__ import annotations
 
+import datetime
 import fcntl
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from utils.checkpoints import HIDDEN, Run
+from utils.checkpoints import GONE, HIDDEN, Run
 from utils.errors import UserError
 from utils.files import TEMPORARY_PREFIX, move_in, remove_all
 from utils.paths import Layout
@@ -70,7 +71,16 @@ def remove(run: Run) -> None:
     """Remove a run with all that belongs to it; only under the lock."""
     recover(run.folder)
     with _hidden(run):
-        remove_all(run_files(run))
+        _clear(run)
+
+
+def _clear(run: Run) -> None:
+    """Remove a run's files; its time stays taken until the clock has passed it."""
+    now = datetime.datetime.now().isoformat()
+    if run.time >= now[: len(run.time)]:
+        (run.folder / f"{GONE}{run.time}").touch()
+    passed = [mark for mark in run.folder.glob(f"{GONE}*") if mark.name < GONE + now]
+    remove_all([*run_files(run), *passed])
 
 
 @contextmanager
@@ -87,5 +97,5 @@ def _hidden(run: Run) -> Iterator[None]:
 def recover(folder: Path) -> None:
     """Finish what a process that died was about; only under the lock."""
     for mark in folder.glob(f"{HIDDEN}*"):
-        time = mark.name.removeprefix(HIDDEN)
-        remove_all([*run_files(Run(folder=folder, time=time)), mark])
+        _clear(Run(folder=folder, time=mark.name.removeprefix(HIDDEN)))
+        remove_all([mark])

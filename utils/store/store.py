@@ -120,7 +120,10 @@ class Store:
             )
             for run in runs(self.layout, model, dataset)
         ]  # fmt: skip
-        return [entry for entry in found if not entry.info.problem or run_files(entry.run)]
+        if not any(entry.info.problem for entry in found):
+            return found
+        still = {run.time for run in runs(self.layout, model, dataset)}
+        return [entry for entry in found if not entry.info.problem or entry.version in still]
 
     # -- saving -------------------------------------------------------------------------------
 

@@ -1,0 +1,92 @@
+"""Tags and registration in the other commands."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+import evaluate
+import export
+import predict
+import train
+from tests.tiny import write_tiny_dataset
+from utils.paths import Layout
+from utils.store import Store
+
+
+def run(command: Any, *arguments: str) -> Result:
+    return CliRunner().invoke(command.main, list(arguments))
+
+
+def trained(layout: Layout, *arguments: str) -> Result:
+    result = run(train, "-m", "tfidf_hsgd", "-d", "tiny", *arguments)
+    assert result.exit_code == 0, result.output
+    return result
+
+
+def test_train_registers_what_it_trained(layout: Layout, tiny: str) -> None:
+    result = trained(layout, "--name", "first", "--label", "team=nlp", "--label", "stage=dev")
+    entry = Store(layout).get("tfidf_hsgd_tiny:first")
+    assert f"In the store: {entry.tag} (first)" in result.output
+    facts = json.loads(entry.run.metrics.read_text())
+    info = entry.info
+    assert info.labels == {"team": "nlp", "stage": "dev"}
+    assert info.metrics == facts["test"]
+    assert info.validation == facts["info"]["val"]
+    assert info.hyperparameters == facts["config"]
+    assert info.rows == facts["info"]["rows"]
+    assert info.fingerprint == facts["info"]["fingerprint"]
+    assert info.libraries["numpy"]
+    assert info.code["version"]
+    assert info.host
+    assert info.seconds is not None
+    assert info.seconds > 0
+
+
+def test_a_name_that_is_taken_is_refused_before_training(layout: Layout, tiny: str) -> None:
+    trained(layout, "--name", "first")
+    for name, part in (("first", "'first' is tfidf_hsgd_tiny:"), ("latest", "means something")):
+        result = run(train, "-m", "tfidf_hsgd", "-d", "tiny", "--name", name)
+        assert result.exit_code == 1
+        assert part in result.stderr
+        assert "Best checkpoint" not in result.output
+    result = run(train, "-m", "tfidf_hsgd", "-d", "tiny", "--label", "team")
+    assert result.exit_code == 1
+    assert "key=value" in result.stderr
+    assert len(Store(layout).list()) == 1
+
+
+def test_commands_take_a_tag(layout: Layout, tiny: str) -> None:
+    trained(layout, "--name", "first")
+    write_tiny_dataset(layout, "tiny", rows=70, seed=1)
+    trained(layout)
+    store = Store(layout)
+    first, second = store.list()
+    store.alias(first.tag, "production")
+    file = layout.root / "rows.csv"
+    file.write_text("text\nwash foam hands\n")
+    tag = ("--tag", "tfidf_hsgd_tiny:production")
+    for command, arguments in ((predict, [str(file)]), (evaluate, []), (export, ["--onnx"])):
+        for chosen, entry in ((tag, first), (("--tag", str(second.tag)), second)):
+            result = run(command, *chosen, *arguments)
+            assert result.exit_code == 0, result.output
+            assert f"best_{entry.version}" in result.output + result.stderr
+
+
+@pytest.mark.parametrize("command", [predict, evaluate, export], ids=lambda one: one.__name__)
+def test_a_tag_and_a_pair_is_one_too_many(layout: Layout, tiny: str, command: Any) -> None:
+    trained(layout)
+    file = ["rows.csv"] if command is predict else []
+    time = "-t" if command is export else "--time"
+    for more in (["-m", "tfidf_hsgd"], ["-d", "tiny"], [time, "2026"]):
+        result = run(command, "--tag", "tfidf_hsgd_tiny", *more, *file)
+        assert result.exit_code == 1
+        assert "leave out -m, -d and the time" in result.stderr
+    result = run(command, "--tag", "tfidf_hsgd_tiny:prod", *file)
+    assert result.exit_code == 1
+    assert "Unknown version of tfidf_hsgd_tiny 'prod'" in result.stderr
+    if command is not export:
+        assert run(command, "-m", "tfidf_hsgd", *file).exit_code == 2
