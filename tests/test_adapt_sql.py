@@ -379,6 +379,12 @@ def test_mistakes_in_the_connection(
     assert "pass@" not in line
 
 
+@pytest.mark.parametrize("password", ["\ud800", "a\0b"])
+def test_texts_that_no_driver_takes(layout: Layout, tmp_path: Path, password: str) -> None:
+    place = {"kind": "postgresql", "database": "x", "password": password}
+    assert "holds NUL or half a character" in refused(sql(config(tmp_path, connection=place)))
+
+
 def test_a_missing_configuration_names_the_example(
     layout: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

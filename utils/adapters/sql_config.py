@@ -34,6 +34,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "sqlite": ("timeout",),
     "duckdb": ("threads", "memory_limit"),
 }  # fmt: skip
+_HALF = re.compile("[\ud800-\udfff]")  # of a character, or bytes that are no UTF-8
 _WORDS = {str: "text", int: "a whole number", dict: "an object"}
 _TOP = {"connection": dict, "items": str, "classes": str, "columns": dict}
 _CONNECTION = {
@@ -189,6 +190,8 @@ def _connection(values: Mapping[str, Any], path: Path) -> Connection:
 
 def _mistakes(values: Mapping[str, Any]) -> list[str]:
     """All that is wrong, in words. Values are not quoted: one may be a password."""
+    if not _is_text(values):
+        return ["a text in it holds NUL or half a character (\\ud800 to \\udfff)"]
     found = _shape("", values, _TOP)
     found += [
         f"{key!r} is missing" for key in ("connection", "items", "classes") if key not in values
@@ -204,6 +207,15 @@ def _mistakes(values: Mapping[str, Any]) -> list[str]:
     if isinstance(columns, dict):
         found += _column_mistakes(columns)
     return found
+
+
+def _is_text(value: Any) -> bool:
+    """Whether every text in a JSON value can be handed to a driver."""
+    if isinstance(value, dict):
+        return all(_is_text(one) for pair in value.items() for one in pair)
+    if isinstance(value, list):
+        return all(map(_is_text, value))
+    return not isinstance(value, str) or ("\0" not in value and not _HALF.search(value))
 
 
 def _shape(where: str, values: Mapping[str, Any], wanted: Mapping[str, type]) -> list[str]:
@@ -267,6 +279,8 @@ def _password_mistakes(values: Mapping[str, Any]) -> list[str]:
             f"the environment variable {variable!r} of 'connection.password_env' is not set: "
             f"export {variable}=…"
         ]
+    if isinstance(variable, str) and not _is_text(os.environ[variable]):
+        return [f"the environment variable {variable!r} is not UTF-8"]
     return []
 
 
