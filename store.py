@@ -78,6 +78,12 @@ def _figure(value: float | None) -> object:
     return "" if value is None else float(value)
 
 
+def _shown(value: object) -> str:
+    """A value that may have come from anywhere, without what a terminal would obey."""
+    text = "" if value is None else str(value)
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
+
+
 def _difference(one: float | None, other: float | None) -> object:
     return "" if one is None or other is None else f"{other - one:+.4f}"
 

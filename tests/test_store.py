@@ -181,6 +181,7 @@ def test_objects_that_only_a_pickle_could_hold(store: Store, value: Any) -> None
         {"name": "latest"}, {"name": "2026-11-21"}, {"name": "../x"}, {"labels": {"a b": "x"}},
         {"labels": {"a": "x\ny"}}, {"labels": {"a": "x,y"}}, {"custom_objects": {"../x": 1}},
         {"signatures": {"predict": {"batch": 1}}}, {"dataset": "../x"},
+        {"metadata": {"a": float("nan")}}, {"metadata": {"a": "\ud800"}},
     ],
 )  # fmt: skip
 def test_what_cannot_be_saved_leaves_nothing(store: Store, values: dict[str, Any]) -> None:

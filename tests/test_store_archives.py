@@ -19,6 +19,7 @@ from click.testing import CliRunner
 
 import store as command
 from tests.stores import FakeModel, files_below, flips, forged, members, retarred
+from utils.checkpoints import write_checkpoint
 from utils.errors import UserError
 from utils.paths import Layout
 from utils.store import Entry, Store
@@ -266,6 +267,20 @@ def test_bombs(exported: Path, other: Store, make: Callable[[bytes], bytes]) -> 
     refused(other, exported, "refused")
 
 
+ENTRIES = (
+    b"[]", b'{"labels": [1]}', b'{"name": "latest"}', b'{"labels": {"../x": "y"}}', b"\xff", b"{",
+    b'{"metrics": {"leaf_accuracy": NaN}}', b'{"metrics": {"leaf_accuracy": "high"}}',
+    b'{"metadata": {"a": "\\ud800"}}', b'{"metadata": {"a": ' + b"[" * 900 + b"]" * 900 + b"}}",
+    b'{"signatures": {"predict": {"batch": 1}}}', b'{"signatures": {"predict": 1}}',
+    b'{"seed": []}', b'{"labels": {"a": "\\u001b[31m"}}',
+    b'{"format": 2}', b'{"rows": {"train": 1.5}}',
+)  # fmt: skip
+METAS: tuple[Any, ...] = (
+    {"model": "tfidf_hsgd", "info": []}, {"model": "tfidf_hsgd", "info": "x"}, {"model": None},
+    {"model": "tfidf_hsgd", "info": {"dataset": ["fake"]}},
+)  # fmt: skip
+
+
 def test_an_archive_whose_sums_fit_and_whose_checkpoint_is_another(
     entry: Entry, exported: Path, other: Store
 ) -> None:
@@ -277,9 +292,20 @@ def test_an_archive_whose_sums_fit_and_whose_checkpoint_is_another(
     (exported.parent / "x").write_bytes(forged(exported, lambda _: None, **{key: b"pickle"}))
     refused(other, exported.parent / "x", "damaged or no KTT checkpoint")
     key = f"entry_{entry.version}.json".replace(".", "_")
-    for text in (b"[]", b'{"labels": [1]}', b'{"name": "latest"}', b'{"labels": {"../x": "y"}}'):
+    for text in ENTRIES:
         (exported.parent / "x").write_bytes(forged(exported, lambda _: None, **{key: text}))
         refused(other, exported.parent / "x", ".")
+
+
+@pytest.mark.parametrize("meta", METAS)
+def test_checkpoints_that_say_what_cannot_be(
+    entry: Entry, exported: Path, other: Store, tmp_path: Path, meta: Any
+) -> None:
+    write_checkpoint(tmp_path / "made.pt", {}, meta)
+    key = f"best_{entry.version}.pt".replace(".", "_")
+    content = (tmp_path / "made.pt").read_bytes()
+    exported.write_bytes(forged(exported, lambda _: None, **{key: content}))
+    refused(other, exported, "Nothing was imported")
 
 
 def test_a_forged_archive_is_as_good_as_any_if_all_fits(exported: Path, other: Store) -> None:

@@ -20,9 +20,9 @@ from utils.store import Store
 
 pytestmark = pytest.mark.slow
 
-SECONDS = float(os.environ.get("KTT_STORE_SECONDS", "8"))
+SECONDS = float(os.environ.get("KTT_STORE_SECONDS", "5"))
 """How long two processes save and delete: 60 for a soak."""
-KILLS = 12  # of each kind
+KILLS = 8  # of each kind
 SIZE = 2_000_000  # bytes of a checkpoint: writing one takes long enough to be killed in it
 
 WORKER = """

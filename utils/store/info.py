@@ -9,7 +9,7 @@ import re
 import subprocess
 import tomllib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from utils.checkpoints import Run, checkpoint_meta
@@ -26,6 +26,8 @@ TEST = "test."
 """Before the name of a test figure."""
 LOWER = ("loss", "nll", "calibration_error", "calibration_error_raw", "seconds", "bytes")
 """Figures of which less is better."""
+DEPTH = 16
+"""Of values within values."""
 LIBRARIES = ("numpy", "numba", "torch", "transformers")
 """Those that a model's figures may depend on."""
 
@@ -88,7 +90,7 @@ class Info:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values."""
-        values = asdict(self)
+        values = {part.name: getattr(self, part.name) for part in fields(self)}
         if not self.problem:
             del values["problem"]
         return values
@@ -106,9 +108,9 @@ class Info:
             raise UserError(f"{origin} is no entry of a store that this version of KTT reads.")
         known = {part.name: part for part in fields(cls)}
         given = {key: value for key, value in values.items() if key in known}
-        wrong = [key for key, value in given.items() if not _fits(key, value)]
+        wrong = [key for key, value in given.items() if not (_fits(key, value) and _plain(value))]
         if wrong:
-            raise UserError(f"{origin} has no proper {wrong[0]!r}: {given[wrong[0]]!r}.")
+            raise UserError(f"{origin} has no proper {wrong[0]!r}.")
         return cls(**given)
 
 
@@ -128,6 +130,17 @@ def _fits(key: str, value: Any) -> bool:
         return isinstance(value, _KINDS[key])
     inner = _VALUES.get(key, object)
     return isinstance(value, dict) and all(isinstance(one, inner) for one in value.values())
+
+
+def _plain(value: Any, depth: int = DEPTH) -> bool:
+    """Whether a value can be written as JSON, and shown; it was read from some."""
+    if isinstance(value, dict):
+        return depth > 0 and all(_plain(one, depth - 1) for pair in value.items() for one in pair)
+    if isinstance(value, list):
+        return depth > 0 and all(_plain(one, depth - 1) for one in value)
+    if isinstance(value, str):
+        return not any("\ud800" <= letter <= "\udfff" for letter in value)
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def is_better(metric: str, one: float, other: float) -> bool:

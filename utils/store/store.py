@@ -162,7 +162,7 @@ class Store:
         if not dataset:
             raise UserError("Say which dataset the model was trained on: save_model(model, NAME).")
         self.check_name(model.name, dataset, name)
-        made = self._info(name, labels, metadata, signatures)
+        made = said(name, labels, metadata, signatures)
         with (
             staging(self.layout.weight_dir(model.name, dataset)) as staged,
             new_run(self.layout, model.name, dataset) as run,
@@ -196,7 +196,7 @@ class Store:
             self._check_free(model, dataset, name, besides=time)
             facts = read_json(run.metrics) if run.metrics.exists() else checkpoint_meta(run.best)
             old = read_info(run) if (run.folder / entry_file(run)).exists() else Info()
-            given = self._info(name or old.name, old.labels | dict(labels or {}), old.metadata,
+            given = said(name or old.name, old.labels | dict(labels or {}), old.metadata,
                                old.signatures)  # fmt: skip
             _write(run, _merged(info_of(facts), given))
         return self.get(Tag(model=model, dataset=dataset, version=time))
@@ -217,27 +217,6 @@ class Store:
                     f"{name!r} is {entry.tag} already. Choose another name, or an alias, which "
                     "can be moved: python store.py alias TAG NAME"
                 )
-
-    def _info(
-        self,
-        name: str | None,
-        labels: Mapping[str, str] | None,
-        metadata: Mapping[str, Any] | None,
-        signatures: Mapping[str, Any] | None,
-    ) -> Info:
-        """What a user says about a run, checked."""
-        from utils.runner import Signature
-
-        methods = {
-            key: one if isinstance(one, Signature) else Signature.from_dict(one)
-            for key, one in (signatures or {}).items()
-        }
-        return Info(
-            name=None if name is None else checked_version("Name", name),
-            labels=dict(checked_label(*one) for one in (labels or {}).items()),
-            metadata=dict(metadata or {}),
-            signatures={key: one.to_dict() for key, one in methods.items()},
-        )
 
     def _publish(self, run: Run, staged: Path, model: str, dataset: str, name: str | None) -> None:
         with locked(self.layout):
@@ -465,11 +444,39 @@ class Store:
         return self.alias(found.tag, wanted.version) if entry.aliases else found
 
 
-def _merged(known: Info, said: Info) -> Info:
+def said(
+    name: str | None,
+    labels: Mapping[str, str] | None,
+    metadata: Mapping[str, Any] | None,
+    signatures: Mapping[str, Any] | None,
+) -> Info:
+    """What a user says about a run.
+
+    Raises
+    ------
+    UserError
+        It cannot be kept.
+    """
+    from utils.runner import Signature
+
+    methods = {
+        key: one if isinstance(one, Signature) else Signature.from_dict(one)
+        for key, one in (signatures or {}).items()
+    }
+    values = {
+        "name": None if name is None else checked_version("Name", name),
+        "labels": dict(checked_label(*one) for one in (labels or {}).items()),
+        "metadata": dict(metadata or {}),
+        "signatures": {key: one.to_dict() for key, one in methods.items()},
+    }
+    return Info.from_dict(values, "What is said about the model")
+
+
+def _merged(known: Info, told: Info) -> Info:
     """What a training left, with what the user says about it."""
     return replace(
-        known, name=said.name, labels=said.labels, metadata=said.metadata,
-        signatures=said.signatures,
+        known, name=told.name, labels=told.labels, metadata=told.metadata,
+        signatures=told.signatures,
     )  # fmt: skip
 
 
@@ -502,7 +509,20 @@ def _verified(staged: Path, head: archive.Head) -> Info:
     UserError
         It is not: whole, but put together by somebody else.
     """
-    run = Run(folder=staged, time=head.time)
+    try:
+        return _consistent(Run(folder=staged, time=head.time), head)
+    except (
+        AttributeError,
+        TypeError,
+        ValueError,
+    ) as error:  # values of any type where others belong
+        raise UserError(
+            f"The archive's checkpoint or entry is not as KTT writes them ({error}). "
+            "Nothing was imported."
+        ) from error
+
+
+def _consistent(run: Run, head: archive.Head) -> Info:
     meta = checkpoint_meta(run.best)
     trained = meta.get("info", {}).get("dataset", head.dataset)
     if (meta.get("model"), trained) != (head.model, head.dataset):
@@ -510,10 +530,7 @@ def _verified(staged: Path, head: archive.Head) -> Info:
             f"The archive's manifest says {head.model}_{head.dataset}, its checkpoint is of "
             f"{meta.get('model')!r} on {trained!r}. Nothing was imported."
         )
-    entry = staged / entry_file(run)
+    entry = run.folder / entry_file(run)
     info = Info.from_dict(read_json(entry), entry.name) if entry.exists() else info_of(meta)
-    for label in info.labels.items():
-        checked_label(*label)
-    if info.name is not None:
-        checked_version("Name", info.name)
+    said(info.name, info.labels, info.metadata, info.signatures)
     return info
