@@ -13,12 +13,14 @@ ratios those of each run. All answers are compared with the reference's. Every c
 text after the other and waits for each answer.
 
 A call's wait is the time until its batch begins. The runner promises no more than the latency
-limit and one batch, as long as all that waits fits a batch.
+limit and one batch, as long as all that waits fits a batch. What was loaded is taken out of
+Python's garbage collection (`gc.freeze`): a full one stops all threads.
 """
 
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import statistics
 import sys
@@ -136,6 +138,8 @@ def measure(name: str, opener: Any, texts: list[str], options: dict[str, Any]) -
                 team, lambda: from_threads(team.predict.run, texts, callers),
             ),
         }  # fmt: skip
+        gc.collect()
+        gc.freeze()  # a full collection of all that was loaded stops every thread for 50 ms
         found: dict[str, list[Outcome]] = {kind: [] for kind in kinds}
         for run in range(options["runs"] + 1):
             for kind, (_, work) in kinds.items():

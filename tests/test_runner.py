@@ -31,7 +31,8 @@ from utils.runner import (
     opener,
 )
 from utils.runner.batches import cut_result, joined, joined_results, kind_of, size_of
-from utils.runner.dispatch import Costs, Gaps
+from utils.runner.calls import Batch, Call, Line, Part
+from utils.runner.dispatch import Costs, Dispatcher, Gaps
 
 PATIENCE = 20.0
 METHODS = ("double", "turned", "added", "short", "picky")
@@ -317,6 +318,24 @@ def test_a_lone_caller_does_not_wait_for_others() -> None:
         assert time.monotonic() - started < 3
 
 
+@pytest.mark.parametrize(("gap", "waits"), [(0.03, False), (0.0001, True)])
+def test_a_call_waits_if_calls_come_more_quickly_than_a_batch_costs(
+    gap: float, waits: bool
+) -> None:
+    dispatcher, now = Dispatcher(8, 5.0), 0.0
+    line, nobody = Line("double"), Call(1, list)
+    for _ in range(50):
+        now += gap
+        dispatcher.put(line, [Part(nobody, 0, (([1],), {}), 1, now)])
+        dispatcher._queues.clear()
+        dispatcher.learn(Batch(line, [], 1), 0.02)
+    dispatcher.put(line, [Part(nobody, 0, (([1],), {}), 1, now + gap)])
+    batch, wait = dispatcher._found(now + gap)
+    assert bool(batch) != waits
+    if waits:
+        assert wait == pytest.approx(0.01, rel=0.1)  # half of a batch's 0.02 s
+
+
 def test_a_lone_call_after_a_crowd_waits_no_longer_than_a_batch_costs() -> None:
     with runner_of(Recorder(seconds=0.01), max_latency_ms=5000) as runner:
         for _ in range(3):
@@ -430,9 +449,9 @@ def test_a_task_that_is_cancelled_leaves_the_others() -> None:
         second, third = (asyncio.create_task(runner.double.async_run([n])) for n in (2, 3))
         await asyncio.sleep(0.01)
         second.cancel()
-        model.gate.set()
         with pytest.raises(asyncio.CancelledError):
             await second
+        model.gate.set()
         return await first, await third
 
     with runner_of(model) as runner:
@@ -540,6 +559,7 @@ def test_a_forked_process_is_refused_and_ends() -> None:
         child = os.fork()
         if not child:
             code = 1
+            signal.alarm(int(PATIENCE))
             try:
                 runner.double.run([1])
             except RunnerClosed as error:

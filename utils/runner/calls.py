@@ -69,8 +69,12 @@ class Call:
         Exception
             What came instead of an answer.
         """
-        with self._gate:
-            return self._found()
+        try:
+            self._gate.acquire()
+        except BaseException:  # Ctrl-C: nobody waits for it any more
+            self.over = True
+            raise
+        return self._found()
 
     def _found(self) -> Any:
         if self._error is not None:

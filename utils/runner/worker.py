@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import traceback
@@ -44,6 +45,8 @@ def work(
         except Exception as error:
             connection.send(_sendable(error))
             return
+        gc.collect()
+        gc.freeze()  # else each full collection looks at all of the model, for tens of milliseconds
         connection.send(about(model))
         while True:
             connection.send_bytes(_answer(model, *connection.recv()))
