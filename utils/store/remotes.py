@@ -26,6 +26,8 @@ FILE = "store.json"
 KEYS = ("url", "endpoint", "region")
 WHOLE = ("s3", "gs", "gcs", "abfs", "az", "memory", "http", "https")
 """Where a file appears when it is closed, not before. Elsewhere it is written beside and moved."""
+BLOCK = 1 << 24
+"""Bytes that are asked for at once: on S3 each read is a request."""
 DVC_FOLDER = "ktt-store"
 """Below a DVC remote, beside the files that DVC keeps there."""
 
@@ -185,16 +187,21 @@ def opened(place: Place) -> Iterator[tuple[Readable, int | None]]:
 
 
 class _Stream:
-    """A remote file whose failures are the user's errors."""
+    """A remote file, read in large blocks; its failures are the user's errors."""
 
     def __init__(self, file: Any, place: Place) -> None:
         self._file = file
         self._place = place
+        self._block = memoryview(b"")
 
     def read(self, size: int = -1, /) -> bytes:
         """At most so many bytes."""
-        with _explained(self._place, "read"):
-            return bytes(self._file.read(size))
+        if not self._block:
+            with _explained(self._place, "read"):
+                self._block = memoryview(bytes(self._file.read(BLOCK)))
+        end = size if size >= 0 else len(self._block)
+        found, self._block = self._block[:end], self._block[end:]
+        return bytes(found)
 
 
 @contextmanager
