@@ -65,7 +65,8 @@ def train(name: str, rows: int, epochs: int) -> Path:
 
     layout = Layout()
     data, cls = load_dataset(layout, DATASET), model_class(name)
-    overrides = {"encoder": "minilm", "max_len": MAX_LEN, "epochs": epochs}
+    neural = {"encoder": "minilm", "max_len": MAX_LEN, "epochs": epochs}
+    overrides = neural if name.startswith("db_") else {}
     model = cls(data.hierarchy, load_config(cls.Config, layout.hyperparameters, name, overrides))
     few = data.train.take(np.random.default_rng(0).permutation(len(data.train))[:rows])
     for epoch in model.fit(few, data.val.take(slice(0, 500)), epochs=None, seed=0):
