@@ -281,7 +281,10 @@ def start_workers(
     """Start workers that share the cores, all at the same time."""
     from ktt_bentoml_compat.cores import cores
 
-    threads = max(1, cores() // workers)
+    try:
+        threads = max(1, cores() // workers)
+    except ValueError as error:  # KTT_CORES is no number
+        raise UserError(str(error)) from error
     engines = [ProcessEngine(name, open_source, methods, threads) for _ in range(workers)]
     try:
         for engine in engines:
