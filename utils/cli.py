@@ -125,10 +125,12 @@ def lines(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     cells = [[str(column) for column in columns], *([_plain(x) for x in row] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     right = [any(isinstance(row[place], float) for row in rows) for place in range(len(columns))]
+    shown = []
     for row in cells:
         padded = zip(row, widths, right, strict=True)
         parts = [f"{cell:>{width}}" if end else f"{cell:<{width}}" for cell, width, end in padded]
-        click.echo("  ".join(parts).rstrip())
+        shown.append("  ".join(parts).rstrip())
+    click.echo("\n".join(shown))
 
 
 def _plain(value: object) -> str:
