@@ -6,6 +6,7 @@ this module imports is copied into each bundle, so it stays free of training cod
 
 from __future__ import annotations
 
+import gc
 import shutil
 import uuid
 from collections.abc import Iterable, Sequence
@@ -176,6 +177,8 @@ class TextClassifierService(bentoml.BentoService):
         serving_routes.add_docs(
             app, serving_openapi.document(self.name, self.version, example, limit, has_token())
         )
+        gc.collect()
+        gc.freeze()  # all this stays: looking through it again would hold up requests
 
     def _answer(self, texts: list[str], tasks: Sequence[InferenceTask]) -> list[tuple[str, Answer]]:
         """Answer a micro-batch; if it fails, one by one, so that its cause fails alone.

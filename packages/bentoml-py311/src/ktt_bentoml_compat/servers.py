@@ -6,6 +6,7 @@ In place of the functions of `bentoml.server` with the same names.
 from __future__ import annotations
 
 import functools
+import gc
 import logging
 import os
 import shutil
@@ -42,6 +43,7 @@ def _prepared(start: Callable[..., None], production: bool) -> Callable[..., Non
         workers = share_cores(options.get("workers") if production else 1)
         if production:
             options["workers"] = workers
+        gc.freeze()  # a collection writes to all it looks at: servers would no longer share that
         try:
             start(*args, **options)
         finally:
