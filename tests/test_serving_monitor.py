@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from utils import serving_monitor
 from utils.classifier import Observed
 from utils.errors import UserError
 from utils.serving_monitor import Reporter, Settings, Tally, monitor_address, rows_body
@@ -191,13 +192,17 @@ def test_every_row_arrives_once_and_in_order(monitor: Monitor, make: Make) -> No
     assert monitor.connections == 1  # kept alive
 
 
-def test_wide_rows_are_sent_in_bodies_that_the_monitor_takes(monitor: Monitor, make: Make) -> None:
+def test_wide_rows_are_sent_in_bodies_that_the_monitor_takes(
+    monitor: Monitor, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serving_monitor, "BODY_VALUES", 25)
     reporter, tally = make(monitor.port)
-    wide = observed(3, features=400_000)
-    reporter.offer(wide, ["1", "2", "3"])
+    offer(reporter, 1, rows=3)
     until(lambda: len(monitor.rows) == 3)
-    assert monitor.sizes == [2, 1]
-    assert tally.counts == {ROWS_SENT: 3}
+    reporter.offer(observed(5, features=10), list("abcde"))
+    until(lambda: len(monitor.rows) == 8)
+    assert monitor.sizes == [3, 2, 2, 1]
+    assert tally.counts == {ROWS_SENT: 8}
 
 
 def test_one_row_does_not_wait_for_others(monitor: Monitor, make: Make) -> None:
