@@ -378,8 +378,8 @@ def test_waiting_for_others_pays_when_calls_come_quickly() -> None:
                 caller.result()
             return runner.counts.rows / runner.counts.batches
 
-    # never above 16 without: one that is first, then the others; three tries on a busy machine
-    assert any(batches(50) > 20 for _ in range(3))
+    # at most 16 without: one that is first, then the others; three tries on a busy machine
+    assert any(batches(50) > 16 for _ in range(3))
 
 
 def test_costs_are_learned() -> None:
