@@ -17,7 +17,7 @@ from utils.paths import Layout
 from utils.predicting import RUNTIMES
 
 if TYPE_CHECKING:
-    from utils.data import Split
+    from utils.data import Dataset, Split
     from utils.decode import Predictions
     from utils.hierarchy import Hierarchy, Ints
     from utils.predicting.pipeline import Source
@@ -78,15 +78,21 @@ def answered(source: Source, split: Split, progress: Any = None) -> Predictions:
     return join(parts)
 
 
-def load_split(layout: Layout, name: str, split: str) -> tuple[Split, Hierarchy]:
-    """The rows to score, and the tree that their codes are of."""
-    from utils.data import load_dataset
-
-    data = load_dataset(layout, name)
+def split_of(data: Dataset, split: str) -> Split:
+    """The rows to score."""
     rows = data.splits()[split]
     if not len(rows):
-        raise UserError(f"The {split} split of dataset {name!r} has no rows.")
-    return rows, data.hierarchy
+        raise UserError(f"The {split} split of dataset {data.name!r} has no rows.")
+    return rows
+
+
+def warn_of_other_rows(data: Dataset, dataset: str, trained_on: str) -> None:
+    """Say so if a dataset has changed since a model was trained on it."""
+    if data.name == dataset and trained_on and data.fingerprint != trained_on:
+        cli.note(
+            f"Warning: dataset {dataset!r} has other rows than those that the model was trained "
+            "with: it may have seen some of these."
+        )
 
 
 def evaluate_pair(
@@ -100,18 +106,20 @@ def evaluate_pair(
         The figures, and the file that they were written to.
     """
     from models import model_class
-    from utils.data import Split
+    from utils.data import Split, load_dataset
     from utils.files import followed, write_json
     from utils.metrics import evaluate
     from utils.predicting.sources import open_source
 
     other, split = options["on"] or dataset, options["split"]
-    rows, hierarchy = load_split(layout, other, split)
+    data = load_dataset(layout, other)
+    rows = split_of(data, split)
     source = open_source(
         layout, model, dataset, model_class, time=options["time"], runtime=options["runtime"]
     )
     names = (other, f"{model} · {dataset}")
-    codes = mapped_codes(rows.codes, hierarchy, source.hierarchy, names)
+    codes = mapped_codes(rows.codes, data.hierarchy, source.hierarchy, names)
+    warn_of_other_rows(data, dataset, source.fingerprint)
     cli.say(f"Scoring {len(rows):,} {split} rows of {other} with {source.description}")
     with cli.progress("Scoring") as progress:
         found = answered(source, Split(texts=rows.texts, codes=codes), progress)

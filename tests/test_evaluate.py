@@ -63,6 +63,22 @@ def test_another_dataset_with_classes_in_another_order(layout: Layout, model: An
     assert found["rows"] == len(hits)
 
 
+@pytest.mark.parametrize("runtime", ["torch", "onnx"])
+def test_rows_that_have_changed_since_the_training_are_warned_of(
+    runtime: str, layout: Layout, model: Any
+) -> None:
+    path = layout.weight_dir("tfidf_hsgd", "tiny") / f"best_{TIME}.pt"
+    model.info |= {
+        "checkpoint": path.name, "fingerprint": load_dataset(layout, "tiny").fingerprint
+    }  # fmt: skip
+    model.save(path)
+    model.export_classifier(layout.output("tfidf_hsgd", "tiny"))
+    assert "other rows" not in run("--runtime", runtime).output
+    texts, paths = tiny_rows(70, seed=9)
+    write_rows(layout, "tiny", texts, paths)
+    assert "dataset 'tiny' has other rows" in run("--runtime", runtime).stderr
+
+
 def test_the_export_can_be_scored(layout: Layout, model: Any, tmp_path: Path) -> None:
     refused(run("--runtime", "onnx"), "no ONNX export")
     model.info["checkpoint"] = f"best_{TIME}.pt"

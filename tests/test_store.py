@@ -20,6 +20,7 @@ from utils.checkpoints import HIDDEN, find_checkpoint, runs, trained_pairs
 from utils.errors import UserError
 from utils.paths import PROJECT_ROOT, Layout
 from utils.store import Store, parse_tag
+from utils.store.info import info_of
 from utils.store.registry import model_class, model_names
 
 
@@ -122,6 +123,11 @@ def test_best_follows_the_figure(store: Store) -> None:
     assert store.get("tfidf_hsgd_fake:best", by="test.leaf_accuracy") == low
     assert store.list(sort="nll") == [low, high]
     assert store.list(sort="leaf_accuracy") == [high, low]
+
+
+def test_epochs_are_those_that_the_command_line_asked_for() -> None:
+    facts = {"config": {"epochs": 3, "dropout": 0.1}, "info": {"epochs": 1}}
+    assert info_of(facts).hyperparameters == {"epochs": 1, "dropout": 0.1}
 
 
 # -- saving ---------------------------------------------------------------------------------

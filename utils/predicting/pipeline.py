@@ -41,6 +41,8 @@ class Source:
         What it is, in a few words.
     form
         ``onnx_fp32`` or ``onnx_int8`` for an export, else empty.
+    fingerprint
+        Of the dataset that it was trained on; empty where that is not known.
     """
 
     hierarchy: Hierarchy
@@ -51,6 +53,7 @@ class Source:
     checkpoint: str
     description: str
     form: str = ""
+    fingerprint: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -116,7 +116,8 @@ def from_export(folder: Path) -> Source:
 
     found = Classifier.load(folder)
     manifest, scorer = found.manifest, cast(OnnxScorer, found.scorer)
-    checkpoint = str(_object(manifest, "info").get("checkpoint", "an unknown checkpoint"))
+    info = _object(manifest, "info")
+    checkpoint = str(info.get("checkpoint", "an unknown checkpoint"))
     precision = "int8" if manifest.get("quantization") else "fp32"
     return Source(
         hierarchy=found.hierarchy,
@@ -127,6 +128,7 @@ def from_export(folder: Path) -> Source:
         checkpoint=checkpoint,
         description=f"the ONNX export ({precision}) of {checkpoint} in {folder}",
         form=f"onnx_{precision}",
+        fingerprint=str(info.get("fingerprint", "")),
     )
 
 
@@ -141,4 +143,5 @@ def from_checkpoint(path: Path, cls: Any, remark: str = "") -> Source:
         run=found.run,
         checkpoint=path.name,
         description=f"checkpoint {path.name}{remark}",
+        fingerprint=str(found.info.get("fingerprint", "")),
     )

@@ -296,6 +296,6 @@ def start_workers(
             engine.kill()
             engine.close()
         if isinstance(error, WorkerDied):
-            raise UserError(str(error)) from error
+            raise UserError(str(error)) from None  # it says all that there is to know
         raise
     return engines

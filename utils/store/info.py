@@ -184,7 +184,7 @@ def info_of(facts: Mapping[str, Any]) -> Info:
             "created": info.get("started", ""),
             "metrics": facts.get("test", {}),
             "validation": info.get("val", {}),
-            "hyperparameters": facts.get("config", {}),
+            "hyperparameters": _in_force(facts.get("config", {}), info),
             "fingerprint": info.get("fingerprint", ""),
             "rows": info.get("rows", {}),
             "text_columns": info.get("text_columns", []),
@@ -196,6 +196,13 @@ def info_of(facts: Mapping[str, Any]) -> Info:
         },
         "The checkpoint",
     )
+
+
+def _in_force(config: Any, info: Mapping[str, Any]) -> Any:
+    """The configuration with the number of epochs that the command line asked for."""
+    if isinstance(config, Mapping) and "epochs" in config and "epochs" in info:
+        return {**config, "epochs": info["epochs"]}
+    return config
 
 
 def surroundings() -> dict[str, Any]:
