@@ -44,10 +44,10 @@ def show_list(entries: list[Entry], sort: str | None) -> None:
     rows = [
         [
             entry.tag,
-            ", ".join([*([entry.info.name] if entry.info.name else []), *entry.aliases]),
+            _shown(", ".join([*([entry.info.name] if entry.info.name else []), *entry.aliases])),
             *(_figure(entry.info.figure(name)) for name in shown),
             cli.size(entry.bytes),
-            ", ".join(f"{key}={value}" for key, value in entry.info.labels.items()),
+            _labels(entry),
         ]
         for entry in entries
     ]
@@ -78,9 +78,12 @@ def _figure(value: float | None) -> object:
     return "" if value is None else float(value)
 
 
-def _shown(value: object) -> str:
-    """A value that may have come from anywhere, without what a terminal would obey."""
-    text = "" if value is None else str(value)
+def _labels(entry: Entry) -> str:
+    return _shown(", ".join(f"{key}={value}" for key, value in entry.info.labels.items()))
+
+
+def _shown(text: str) -> str:
+    """A text that may have come from anywhere, without what a terminal would obey."""
     return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
@@ -183,8 +186,7 @@ def label(tag: str, labels: tuple[str, ...], remove: tuple[str, ...]) -> None:
     if not labels and not remove:
         raise click.UsageError("Give a label to set (KEY=VALUE) or --remove KEY.")
     entry = Store().label(tag, parse_labels(labels), remove)
-    words = ", ".join(f"{key}={value}" for key, value in entry.info.labels.items())
-    cli.say(f"{entry.tag}: {words or 'no labels'}")
+    cli.say(f"{entry.tag}: {_labels(entry) or 'no labels'}")
 
 
 @main.command()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sqlite3
+import time
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
@@ -320,6 +322,7 @@ def test_deep_trees(layout: Layout, tmp_path: Path) -> None:
         ({"items": "DELETE FROM items RETURNING name, class_id"}, "readonly database"),
         ({"items": "SELECT 1; SELECT 2"}, "one statement at a time"),
         ({"items": "CREATE TABLE x (a)"}, "readonly database"),
+        ({"items": "ATTACH DATABASE 'other.db' AS other"}, "too many attached databases"),
         ({"columns": {"text": "class_id"}}, "named by both"),
         ({"connection": {"kind": "sqlite", "database": "none.db"}}, "No such file"),
         ({"connection": {"kind": "sqlite", "database": "adapter_sql.json"}}, "not a database"),
@@ -335,6 +338,23 @@ def test_mistakes_in_the_queries(
     assert words in refused(sql(config(tmp_path, **changes)))
     assert not layout.dataset("shop").exists()
     assert (tmp_path / "shop.db").read_bytes() == before
+
+
+def test_a_query_that_takes_long_can_be_interrupted(layout: Layout, tmp_path: Path) -> None:
+    database(tmp_path / "shop.db", item_rows(), CLASSES)
+    endless = (
+        "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n LIMIT 30000000) "
+        "SELECT count(*) AS name, 4 AS class_id FROM n"
+    )
+    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    signal.setitimer(signal.ITIMER_REAL, 0.5)
+    try:
+        started = time.monotonic()
+        assert "interrupted" in refused(sql(config(tmp_path, items=endless)))
+        assert time.monotonic() - started < 3
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def test_all_mistakes_of_the_configuration_in_one_line(tmp_path: Path, layout: Layout) -> None:

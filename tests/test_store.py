@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import subprocess
 import sys
@@ -346,3 +347,69 @@ def test_500_entries_are_listed_within_a_second_and_without_torch(store: Store) 
     assert "500 models" in done.stdout
     assert "torch" not in done.stdout.splitlines()[-1]
     assert seconds < 3  # 0.4 on an idle machine; benchmarks/store.py measures
+
+
+# -- damage ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("folder", ["tfidf_hsgd/.old", "tfidf_hsgd/my data", ".old/tiny"])
+def test_folders_that_no_pair_can_have_do_not_stop_the_list(store: Store, folder: str) -> None:
+    entry = fill(store, [0.5])[0]
+    odd = store.layout.weights / folder
+    odd.mkdir(parents=True)
+    (odd / entry.path.name).write_bytes(entry.path.read_bytes())
+    assert store.list() == [entry]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"validation": {"leaf_accuracy": 10**400}},
+        {"seconds": 10**400},
+        {"signatures": {"predict": {"batchable": "yes"}}},
+        {"signatures": {"predict": {"bachable": True}}},
+    ],
+)
+def test_a_damaged_entry_says_so_and_how_to_go_on(store: Store, values: Any) -> None:
+    entry = fill(store, [0.5])[0]
+    file = entry.run.folder / f"entry_{entry.version}.json"
+    file.write_text(json.dumps({"format": 1, **values}))
+    assert json.loads(said("list", "-o", "json"))[0]["problem"]
+    result = run("list", "--sort", "seconds")
+    assert result.exit_code == 0
+    assert "Remove the file" in result.stderr
+
+
+def test_a_checkpoint_with_a_figure_that_no_float_holds(store: Store) -> None:
+    entry = fill(store, [0.5])[0]
+    (entry.run.folder / f"entry_{entry.version}.json").unlink()
+    history = [{"seconds": 10**400}]
+    entry.run.metrics.write_text(json.dumps({"info": {"history": history}}))
+    assert store.get(entry.tag).info.problem
+
+
+@pytest.mark.parametrize("content", ["[]", "nope", '{"a": 1}', "[" * 100_000])
+def test_damaged_aliases_say_how_to_go_on(store: Store, content: str) -> None:
+    entry = fill(store, [0.5])[0]
+    (entry.run.folder / "aliases.json").write_text(content)
+    refused(run("list"), "aliases.json", "remove it and set the aliases again")
+
+
+def test_nothing_that_a_terminal_obeys_is_printed(store: Store) -> None:
+    entry = fill(store, [0.5])[0]
+    file = entry.run.folder / f"entry_{entry.version}.json"
+    file.write_text(json.dumps({"format": 1, "name": "a\033[31m", "labels": {"b": "\033[2J"}}))
+    assert "\033" not in said("list") + said("label", str(entry.tag), "c=1")
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = fill(store, [0.5])[0]
+
+    def touch(path: Path, *_: Any, **__: Any) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    monkeypatch.setattr(Path, "touch", touch)
+    refused(run("delete", str(entry.tag), "-y"), "Read-only file system", "writable place")
+    assert store.list() == [entry]

@@ -167,7 +167,8 @@ def test_names_that_no_model_has(exported: Path, other: Store, name: str) -> Non
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("model", "../x"), ("model", ["x"]), ("dataset", "/tmp"), ("time", "../2026"), ("time", 5),
+    [("model", "../x"), ("model", ["x"]), ("dataset", "/tmp"), ("time", "../2026"),
+     ("time", "2026-13-21T10:00:00"), ("time", 5),
      ("version", 2), ("format", "zip"), ("files", {}), ("files", []), ("model", None)],
 )  # fmt: skip
 def test_manifests_that_say_what_cannot_be(

@@ -99,7 +99,12 @@ def test_the_remote_of_dvc(here: Store, there: Store) -> None:
         ({"remotes": {"a": {}}}, "it needs a \"url\""),
         ({"remotes": {"a": {"url": "x", "secret_key": "hunter2"}}}, "credentials do not belong"),
         ({"remotes": {"a": {"url": "sftp://me:hunter2@host/x"}}}, "holds a password"),
+        ({"remotes": {"a": {"url": "x", "endpoint": "http://me:hunter2@h"}}}, "holds a password"),
         ({"remotes": {"a": {"url": "x", "region": 5}}}, "region is no text"),
+        ({"remotes": {"a": {"url": ""}}}, "it needs a \"url\""),
+        ({"remotes": {"a": {"url": "s3://"}}}, "its url names no place"),
+        ({"remotes": {"a": {"url": "http://[::1/x"}}}, "its url is no address"),
+        ({"default": [], "remotes": {"a": {"url": "x"}}}, "default [] is no remote"),
         ({"default": "b", "remotes": {"a": {"url": "x"}}}, "default 'b' is no remote"),
         ({"remotes": {"a": {"url": "x"}, "b": {"url": "y"}}}, "add --remote with one of a, b"),
         ({"remotes": {}}, "names no remote"),
@@ -138,3 +143,18 @@ def test_any_file_system_of_fsspec(here: Store, there: Store) -> None:
     entry = here.save_model(FakeModel(), custom_objects={"a": 1})
     url = here.export_model(entry.tag, "memory://models/")
     assert there.import_model(url).info == entry.info
+
+
+def test_a_url_without_a_place_is_no_folder_here(here: Store, monkeypatch: Any) -> None:
+    monkeypatch.chdir(here.layout.root)
+    before = {path.name for path in here.layout.root.iterdir()} | {"weights"}
+    entry = here.save_model(FakeModel())
+    with pytest.raises(UserError, match="^Cannot write nowhere://"):
+        here.export_model(entry.tag, "nowhere://")
+    assert {path.name for path in here.layout.root.iterdir()} <= before
+
+
+def test_http_is_read_only(here: Store) -> None:
+    entry = here.save_model(FakeModel())
+    with pytest.raises(UserError, match="can only be read"):
+        here.export_model(entry.tag, "http://127.0.0.1:9/x.kttmodel")

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from utils import dvc
 from utils.errors import UserError
 from utils.files import TEMPORARY_PREFIX, atomic_path
-from utils.paths import Layout
+from utils.paths import Layout, is_name
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -233,7 +233,7 @@ def find_checkpoint(
 
 
 def trained_pairs(layout: Layout) -> list[tuple[str, str]]:
-    """All (model, dataset) pairs that have a checkpoint."""
+    """All (model, dataset) pairs that have a checkpoint; not folders that no pair can have."""
     folders = {path.parent for path in layout.weights.glob("*/*/*_*.pt*")}
     pairs = sorted((folder.parent.name, folder.name) for folder in folders)
-    return [pair for pair in pairs if runs(layout, *pair)]
+    return [pair for pair in pairs if all(map(is_name, pair)) and runs(layout, *pair)]

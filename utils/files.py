@@ -39,7 +39,7 @@ def _refused(path: Path, error: OSError) -> UserError:
 
 
 @contextmanager
-def _explained(path: Path) -> Iterator[None]:
+def explained(path: Path) -> Iterator[None]:
     """Turn a failure to write below `path` into the user's error."""
     try:
         yield
@@ -76,7 +76,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """
     if is_device(path):
         raise UserError(f"{path} is a device or a pipe, not a file. Choose another place.")
-    with _explained(path):
+    with explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         _sweep(path.parent)
         handle, name = tempfile.mkstemp(prefix=_prefix(), suffix=path.suffix, dir=path.parent)
@@ -109,7 +109,7 @@ def atomic_dir(path: Path, keep: Sequence[str] = ()) -> Iterator[Path]:
     UserError
         The folder cannot be written.
     """
-    with _explained(path):
+    with explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         _sweep(path.parent)
         temporary = Path(tempfile.mkdtemp(prefix=_prefix(), dir=path.parent))
@@ -139,7 +139,7 @@ def staging(folder: Path) -> Iterator[Path]:
         It cannot be written.
     """
     made = [path for path in (folder, *folder.parents) if not path.exists()]
-    with _explained(folder / "staging"):
+    with explained(folder / "staging"):
         temporary = _made_in(folder)
         _sweep(folder)
         try:
@@ -176,7 +176,7 @@ def remove_all(paths: Sequence[Path]) -> None:
         One cannot be removed.
     """
     for path in paths:
-        with _explained(path), suppress(FileNotFoundError):
+        with explained(path), suppress(FileNotFoundError):
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 

@@ -13,9 +13,14 @@ PROJECT_ROOT = Path(__file__).resolve().parent.parent
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
+def is_name(name: str) -> bool:
+    """Whether it can safely be a folder's name."""
+    return bool(_NAME.fullmatch(name))
+
+
 def checked_name(kind: str, name: str) -> str:
     """Return `name` if it can safely be a folder's name, else raise `UserError`."""
-    if not _NAME.fullmatch(name):
+    if not is_name(name):
         raise UserError(
             f"{kind} name {name!r} cannot be used: take letters, digits, '.', '_' and '-', "
             "beginning with a letter or digit."

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 CONNECT_SECONDS = 10
 _ROWS = 1 << 16
 _LONGEST = 300
+_STEPS = 100_000  # of SQLite's machine, some milliseconds
 _BEFORE_CAUSE = re.compile(
     r"^.*?(?:ERROR|FATAL|Error|failed): +|^[A-Z_]+: \[libpq\] [^:]*: +|^\(\d+, ['\"]|['\"]\)$"
 )
@@ -200,6 +201,8 @@ def _sqlite(module: Any, place: Connection) -> Iterator[Session]:
     with closing(
         module.connect(address, uri=True, isolation_level=None, **place.options)
     ) as connection:
+        connection.setlimit(module.SQLITE_LIMIT_ATTACHED, 0)  # ATTACH makes files
+        connection.set_progress_handler(lambda: 0, _STEPS)  # Ctrl-C is heard while Python runs
         connection.text_factory = lambda text: text.decode("utf-8", "replace")
         yield RowSession(connection, "BEGIN")
 

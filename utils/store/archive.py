@@ -9,6 +9,7 @@ member of a name and whatever else tar knows are differences, and a difference e
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import json
 import re
@@ -259,6 +260,7 @@ class Archive:
         time, files = str(values["time"]), values["files"]
         if not _TIME.fullmatch(time) or not 0 < len(files) <= MOST_FILES:
             raise ValueError("time or files")
+        datetime.datetime.fromisoformat(time)  # a time that there is
         for name in files:
             if not _allowed(name, time):
                 raise self._refused(f"it holds {name!r}, which no model has")

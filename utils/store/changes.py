@@ -17,7 +17,7 @@ from pathlib import Path
 
 from utils.checkpoints import GONE, HIDDEN, Run
 from utils.errors import UserError
-from utils.files import TEMPORARY_PREFIX, move_in, remove_all
+from utils.files import TEMPORARY_PREFIX, explained, move_in, remove_all
 from utils.paths import Layout
 
 LOCK = ".store.lock"
@@ -88,14 +88,16 @@ def _hidden(run: Run) -> Iterator[None]:
     """Hide a run until all is done; for good if it fails, until `recover` sweeps it away."""
     mark = run.folder / f"{HIDDEN}{run.time}"
     staged = run.folder / f"{TEMPORARY_PREFIX}0-hide-{run.time}"
-    staged.touch()
-    move_in(staged, mark)  # on the disk before anything else is
-    yield
-    mark.unlink()
+    with explained(mark):
+        staged.touch()
+        move_in(staged, mark)  # on the disk before anything else is
+        yield
+        mark.unlink()
 
 
 def recover(folder: Path) -> None:
     """Finish what a process that died was about; only under the lock."""
     for mark in folder.glob(f"{HIDDEN}*"):
-        _clear(Run(folder=folder, time=mark.name.removeprefix(HIDDEN)))
-        remove_all([mark])
+        with explained(mark):
+            _clear(Run(folder=folder, time=mark.name.removeprefix(HIDDEN)))
+            remove_all([mark])

@@ -10,6 +10,7 @@ import subprocess
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 from utils.checkpoints import Run, checkpoint_meta
@@ -28,6 +29,8 @@ LOWER = ("loss", "nll", "calibration_error", "calibration_error_raw", "seconds",
 """Figures of which less is better."""
 DEPTH = 16
 """Of values within values."""
+WIDEST = 1_000
+"""Bits of a whole number: every figure can be a float."""
 LIBRARIES = ("numpy", "numba", "torch", "transformers")
 """Those that a model's figures may depend on."""
 
@@ -109,6 +112,8 @@ class Info:
         known = {part.name: part for part in fields(cls)}
         given = {key: value for key, value in values.items() if key in known}
         wrong = [key for key, value in given.items() if not (_fits(key, value) and _plain(value))]
+        if not wrong and not _are_signatures(given.get("signatures", {})):
+            wrong = ["signatures"]
         if wrong:
             raise UserError(f"{origin} has no proper {wrong[0]!r}.")
         return cls(**given)
@@ -132,6 +137,17 @@ def _fits(key: str, value: Any) -> bool:
     return isinstance(value, dict) and all(isinstance(one, inner) for one in value.values())
 
 
+def _are_signatures(values: Mapping[str, Mapping[str, Any]]) -> bool:
+    if not values:
+        return True
+    from utils.runner.signatures import Signature
+
+    try:
+        return all(Signature.from_dict(one) for one in values.values())
+    except UserError:
+        return False
+
+
 def _plain(value: Any, depth: int = DEPTH) -> bool:
     """Whether a value can be written as JSON, and shown; it was read from some."""
     if isinstance(value, dict):
@@ -140,6 +156,8 @@ def _plain(value: Any, depth: int = DEPTH) -> bool:
         return depth > 0 and all(_plain(one, depth - 1) for one in value)
     if isinstance(value, str):
         return not any("\ud800" <= letter <= "\udfff" for letter in value)
+    if isinstance(value, int):
+        return value.bit_length() < WIDEST
     return not isinstance(value, float) or math.isfinite(value)
 
 
@@ -163,15 +181,25 @@ def read_info(run: Run) -> Info:
     origin = run.folder / entry_file(run)
     try:
         if origin.exists():
-            return Info.from_dict(read_json(origin), str(origin))
+            return _kept(origin)
         if run.metrics.exists():
             return info_of(read_json(run.metrics))
         checkpoint = run.last if run.last.exists() and not run.best.exists() else run.best
         if not checkpoint.exists():
             return Info(problem=f"{checkpoint.name} is not here; DVC fetches it when it is used")
         return info_of(checkpoint_meta(checkpoint))
-    except (UserError, AttributeError, TypeError, ValueError) as error:
+    except (UserError, ArithmeticError, AttributeError, TypeError, ValueError) as error:
         return Info(problem=str(error))
+
+
+def _kept(origin: Path) -> Info:
+    try:
+        return Info.from_dict(read_json(origin), str(origin))
+    except UserError as error:
+        raise UserError(
+            f"{error.message} Remove the file: what the checkpoint says counts then, without name "
+            "and labels."
+        ) from error
 
 
 def info_of(facts: Mapping[str, Any]) -> Info:

@@ -76,7 +76,7 @@ class Objects(Mapping[str, Any]):
         path = self._files()[name]
         try:
             return _READERS[path.suffix](path)
-        except (ValueError, RecursionError) as error:
+        except (ValueError, EOFError, MemoryError, RecursionError) as error:
             raise UserError(f"{path} is damaged: {error}.") from error
 
     def __iter__(self) -> Iterator[str]:

@@ -52,7 +52,8 @@ class Place:
         return shown(self.url)
 
     def __truediv__(self, name: str) -> Place:
-        url = f"{self.url.rstrip('/')}/{name}"
+        folder = self.url if self.url.endswith("://") else self.url.rstrip("/")
+        url = f"{folder}/{name}"
         return Place(url=url, endpoint=self.endpoint, region=self.region)
 
     @property
@@ -116,7 +117,7 @@ def _mistakes(values: Any) -> list[str]:
     if not values["remotes"]:
         return ["it names no remote"]
     found = [f"unknown key {key!r}" for key in values if key not in ("default", "remotes")]
-    if values.get("default", next(iter(values["remotes"]), None)) not in values["remotes"]:
+    if values.get("default", next(iter(values["remotes"]))) not in list(values["remotes"]):
         found.append(f"default {values.get('default')!r} is no remote")
     for name, given in values["remotes"].items():
         found += [f"remote {name!r}: {mistake}" for mistake in _wrong(given)]
@@ -124,7 +125,7 @@ def _mistakes(values: Any) -> list[str]:
 
 
 def _wrong(given: Any) -> list[str]:
-    if not isinstance(given, dict) or not isinstance(given.get("url"), str):
+    if not isinstance(given, dict) or not isinstance(given.get("url"), str) or not given["url"]:
         return ['it needs a "url"']
     found = [
         f"unknown key {key!r} (known: {', '.join(KEYS)}; credentials do not belong here)"
@@ -132,9 +133,20 @@ def _wrong(given: Any) -> list[str]:
         if key not in KEYS
     ]
     found += [f"{key} is no text" for key in KEYS if not isinstance(given.get(key, ""), str)]
-    if is_url(given["url"]) and urlsplit(given["url"]).password is not None:
-        found.append("its url holds a password, which does not belong here")
+    for key in ("url", "endpoint"):
+        if isinstance(given.get(key), str) and is_url(given[key]):
+            found += [f"its {key} {mistake}" for mistake in _wrong_url(given[key])]
     return found
+
+
+def _wrong_url(url: str) -> list[str]:
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return ["is no address"]
+    if parts.password is not None:
+        return ["holds a password, which does not belong here"]
+    return [] if parts.netloc or parts.path else ["names no place"]
 
 
 def _absolute(place: Place, folder: Path) -> Place:
@@ -282,6 +294,12 @@ def _s3(place: Place) -> Any:
     return ArrowFSWrapper(S3FileSystem(**options))
 
 
+def _nameless(error: Exception) -> str:
+    """In place of the words that an error has not."""
+    unable = isinstance(error, NotImplementedError)
+    return "places of this kind can only be read" if unable else type(error).__name__
+
+
 @contextmanager
 def _explained(place: Place, verb: str) -> Iterator[None]:
     """Turn what any of a dozen libraries may raise into the user's error."""
@@ -293,6 +311,6 @@ def _explained(place: Place, verb: str) -> Iterator[None]:
         scheme = urlsplit(place.url).scheme
         raise UserError(f"{scheme}:// needs another package: {error}.") from error
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = (str(error).strip() or _nameless(error)).splitlines()[0]
         reason = reason.replace(place.url, shown(place.url)).rstrip(".")
         raise UserError(f"Cannot {verb} {place}: {reason[:300]}.") from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -318,7 +319,9 @@ class Store:
         file = self.layout.weight_dir(model, dataset) / ALIASES
         if not file.exists():
             return {}
-        found = read_json(file)
+        found = None
+        with suppress(UserError):
+            found = read_json(file)
         if not isinstance(found, dict) or not all(isinstance(x, str) for x in found.values()):
             raise UserError(f"{file} is damaged: remove it and set the aliases again.")
         return found
@@ -512,6 +515,7 @@ def _verified(staged: Path, head: archive.Head) -> Info:
     try:
         return _consistent(Run(folder=staged, time=head.time), head)
     except (
+        ArithmeticError,
         AttributeError,
         TypeError,
         ValueError,
