@@ -9,8 +9,10 @@ import sqlite3
 import time
 from collections.abc import Sequence
 from contextlib import closing
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import numpy as np
 import pyarrow as pa
@@ -226,6 +228,15 @@ def test_identifiers_of_arrow_columns() -> None:
     assert of(["a ", "", None], pa.string()) == ["a", None, None]
     assert of([b"a", b"\xff\x00"], pa.binary()) == ["a", "ff00"]
     assert len(set(of([b"\xff", b"\xfe"], pa.binary(1)))) == 2
+    assert of([Decimal("10.00"), None, Decimal("2.50")], pa.decimal128(9, 2)) == [
+        "10",
+        None,
+        "2.50",
+    ]
+    numeric = pa.opaque(pa.string(), "numeric", "PostgreSQL")
+    assert of(["10.000", None, "-2.5", "300"], numeric) == ["10", None, "-2.5", "300"]
+    one = UUID(bytes=b"0123456789abcdef")  # which is UTF-8
+    assert of([one.bytes, None], pa.uuid()) == [str(one), None]
 
 
 def test_siblings_of_one_name_stay_two_classes(layout: Layout, tmp_path: Path) -> None:

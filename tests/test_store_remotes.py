@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -158,3 +161,42 @@ def test_http_is_read_only(here: Store) -> None:
     entry = here.save_model(FakeModel())
     with pytest.raises(UserError, match="can only be read"):
         here.export_model(entry.tag, "http://127.0.0.1:9/x.kttmodel")
+
+
+@pytest.fixture
+def failing() -> Iterator[str]:
+    """A server that answers /404 with that status, and so on; /302 leads to /404."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            status = int(self.path[1:4])
+            self.send_response(status)
+            if status == 302:
+                self.send_header("Location", "/404?token=hunter2")
+            self.end_headers()
+
+        do_GET = do_HEAD
+
+        def log_message(self, *_: Any) -> None:
+            return
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        ("404", "answers 404"),
+        ("500", "answers 500"),
+        ("302", "answers 404"),
+        ("403?a=hunter2", "403"),
+    ],
+)
+def test_what_a_server_refuses_is_told(here: Store, failing: str, path: str, words: str) -> None:
+    with pytest.raises(UserError, match=f"^Cannot read http.*{words}") as caught:
+        here.import_model(f"{failing}/{path}")
+    assert "hunter2" not in caught.value.message

@@ -64,7 +64,9 @@ def identifiers(column: pa.ChunkedArray) -> pa.ChunkedArray:
 
     kind: Any = column.type
     if isinstance(kind, pa.BaseExtensionType):
-        return identifiers(pc.cast(column, kind.storage_type))
+        return identifiers(_stored(column))
+    if types.is_decimal(kind):
+        column = _without_zeros(strings(column))
     if types.is_floating(kind) and _all_whole(column):
         column = pc.cast(column, pa.int64(), safe=False)
     if types.is_binary(kind) or types.is_large_binary(kind) or types.is_fixed_size_binary(kind):
@@ -72,6 +74,26 @@ def identifiers(column: pa.ChunkedArray) -> pa.ChunkedArray:
         column = pa.chunked_array([pa.array(texts, pa.large_string())])
     trimmed = pc.utf8_trim_whitespace(strings(column))
     return pc.if_else(pc.equal(trimmed, ""), None, trimmed)
+
+
+def _stored(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """What a column of a type of its own is kept as: numbers and UUIDs as they are written."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    kind: Any = column.type
+    if kind.extension_name == "arrow.uuid":
+        texts = [None if one is None else str(one) for one in column.to_pylist()]
+        return pa.chunked_array([pa.array(texts, pa.large_string())])
+    stored = pc.cast(column, kind.storage_type)
+    return _without_zeros(stored) if getattr(kind, "type_name", "") == "numeric" else stored
+
+
+def _without_zeros(numbers: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Whole numbers, written with a point, without it."""
+    import pyarrow.compute as pc
+
+    return pc.replace_substring_regex(numbers, r"\.0*$", "")
 
 
 def _all_whole(column: pa.ChunkedArray) -> bool:

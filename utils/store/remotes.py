@@ -294,10 +294,16 @@ def _s3(place: Place) -> Any:
     return ArrowFSWrapper(S3FileSystem(**options))
 
 
-def _nameless(error: Exception) -> str:
-    """In place of the words that an error has not."""
-    unable = isinstance(error, NotImplementedError)
-    return "places of this kind can only be read" if unable else type(error).__name__
+def _reason(error: Exception, place: Place) -> str:
+    """What an error says, in one line and without what may be secret in URLs."""
+    if isinstance(error, NotImplementedError):
+        return "places of this kind can only be read"
+    status = getattr(error.__cause__, "status", None)  # of a server that speaks HTTP
+    if isinstance(error, FileNotFoundError) and str(error) == place.url:
+        return f"the server answers {status}" if status else "there is no such file"
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    reason = re.sub(r"\w+://[^\s'\"]+", lambda found: shown(found[0]), reason)
+    return reason.rstrip(".")[:300]
 
 
 @contextmanager
@@ -311,6 +317,4 @@ def _explained(place: Place, verb: str) -> Iterator[None]:
         scheme = urlsplit(place.url).scheme
         raise UserError(f"{scheme}:// needs another package: {error}.") from error
     except Exception as error:
-        reason = (str(error).strip() or _nameless(error)).splitlines()[0]
-        reason = reason.replace(place.url, shown(place.url)).rstrip(".")
-        raise UserError(f"Cannot {verb} {place}: {reason[:300]}.") from error
+        raise UserError(f"Cannot {verb} {place}: {_reason(error, place)}.") from error
