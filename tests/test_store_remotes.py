@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -170,6 +171,8 @@ def failing() -> Iterator[str]:
     class Handler(BaseHTTPRequestHandler):
         def do_HEAD(self) -> None:
             status = int(self.path[1:4])
+            if status == 408:
+                time.sleep(2)
             self.send_response(status)
             if status == 302:
                 self.send_header("Location", "/404?token=hunter2")
@@ -181,7 +184,7 @@ def failing() -> Iterator[str]:
             return
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}"
     server.shutdown()
     server.server_close()
@@ -191,12 +194,16 @@ def failing() -> Iterator[str]:
     ("path", "words"),
     [
         ("404", "answers 404"),
+        ("408", "does not answer"),
         ("500", "answers 500"),
         ("302", "answers 404"),
         ("403?a=hunter2", "403"),
     ],
 )
-def test_what_a_server_refuses_is_told(here: Store, failing: str, path: str, words: str) -> None:
+def test_what_a_server_refuses_is_told(
+    here: Store, failing: str, monkeypatch: pytest.MonkeyPatch, path: str, words: str
+) -> None:
+    monkeypatch.setattr("utils.store.remotes.SILENCE", 0.3)
     with pytest.raises(UserError, match=f"^Cannot read http.*{words}") as caught:
         here.import_model(f"{failing}/{path}")
     assert "hunter2" not in caught.value.message

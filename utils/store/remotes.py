@@ -28,6 +28,8 @@ WHOLE = ("s3", "gs", "gcs", "abfs", "az", "memory", "http", "https")
 """Where a file appears when it is closed, not before. Elsewhere it is written beside and moved."""
 BLOCK = 1 << 24
 """Bytes that are asked for at once: on S3 each read is a request."""
+SILENCE = 60.0
+"""Seconds after which an HTTP server that sends nothing is given up."""
 DVC_FOLDER = "ktt-store"
 """Below a DVC remote, beside the files that DVC keeps there."""
 
@@ -277,7 +279,19 @@ def _file_system(place: Place) -> tuple[Any, str]:
         return _s3(place), f"{parts.netloc}{parts.path}"
     from fsspec.core import url_to_fs
 
-    return url_to_fs(place.url)
+    found: tuple[Any, str] = url_to_fs(place.url, **_limits(parts.scheme))
+    return found
+
+
+def _limits(scheme: str) -> dict[str, Any]:
+    """How long an HTTP server may be silent. By default it may not take more than five minutes."""
+    if scheme not in ("http", "https"):
+        return {}
+    from aiohttp import ClientTimeout
+
+    return {
+        "client_kwargs": {"timeout": ClientTimeout(total=None, sock_connect=10, sock_read=SILENCE)}
+    }
 
 
 def _s3(place: Place) -> Any:
@@ -298,6 +312,8 @@ def _reason(error: Exception, place: Place) -> str:
     """What an error says, in one line and without what may be secret in URLs."""
     if isinstance(error, NotImplementedError):
         return "places of this kind can only be read"
+    if isinstance(error.__cause__ or error, TimeoutError):
+        return "it does not answer"
     status = getattr(error.__cause__, "status", None)  # of a server that speaks HTTP
     if isinstance(error, FileNotFoundError) and str(error) == place.url:
         return f"the server answers {status}" if status else "there is no such file"
