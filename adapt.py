@@ -246,7 +246,7 @@ def sql(name: str, config: Path, split_column: str | None, **values: Any) -> Non
     """Adapt two queries of a database: PostgreSQL, MySQL and MariaDB, SQLite, SQL Server, DuckDB.
 
     \b
-    The configuration (an example to copy: docs/adapter_sql.json):
+    The configuration (a longer one to copy: docs/adapter_sql.json):
       {"connection": {"kind": "postgresql", "host": "db.example.com", "database": "shop",
                       "user": "reader", "password_env": "SHOP_PASSWORD"},
        "items":   "SELECT name, class_id FROM products ORDER BY id",

@@ -336,7 +336,9 @@ def test_deep_trees(layout: Layout, tmp_path: Path) -> None:
         ({"items": "ATTACH DATABASE 'other.db' AS other"}, "too many attached databases"),
         ({"columns": {"text": "class_id"}}, "named by both"),
         ({"connection": {"kind": "sqlite", "database": "none.db"}}, "No such file"),
-        ({"connection": {"kind": "sqlite", "database": "adapter_sql.json"}}, "not a database"),
+        ({"connection": {"kind": "sqlite", "database": "adapter_sql.json"}},
+         "file is not a database. Check 'connection.database'"),
+        ({"connection": {"kind": "sqlite", "database": "."}}, "Not a file but a folder: "),
         ({"connection": {"kind": "sqlite", "database": "shop.db", "options": {"timeout": "x"}}},
          "cannot be read as a sqlite file"),
     ],
@@ -393,6 +395,8 @@ def test_all_mistakes_of_the_configuration_in_one_line(tmp_path: Path, layout: L
     ("connection", "words"),
     [
         ({"kind": "oracle", "database": "x"}, "unknown kind 'oracle' (known: postgresql, mysql"),
+        ({"kind": "postgres", "database": "x"}, "'postgres' (did you mean 'postgresql'?)"),
+        ({"kind": "MariaDB", "database": "x"}, "'MariaDB' (did you mean 'mysql'?)"),
         ({"kind": "sqlite", "database": "x", "user": "a"}, "takes no 'connection.user'"),
         ({"kind": "mysql", "database": "x", "password_env": "KTT_NONE"},
          "environment variable 'KTT_NONE' of 'connection.password_env' is not set"),
@@ -408,6 +412,46 @@ def test_mistakes_in_the_connection(
     line = refused(sql(config(tmp_path, connection=connection)))
     assert words in line
     assert "pass@" not in line
+
+
+def test_a_key_given_twice(layout: Layout, tmp_path: Path) -> None:
+    path = config(tmp_path)
+    path.write_text(path.read_text().replace('"items"', '"items": "SELECT 1", "items"'))
+    assert "the key 'items' is given twice" in refused(sql(path))
+
+
+@pytest.mark.parametrize(
+    "cause",
+    ["ERROR:  permission denied for table categories",
+     "(1142, \"SELECT command denied to user 'reader'@'h' for table 'categories'\")",
+     "The SELECT permission was denied on the object 'categories'"],
+)  # fmt: skip
+def test_a_missing_right_is_no_mistake_in_the_query(cause: str) -> None:
+    class Refusing:
+        def ask(self, query: str) -> sql_connect.Answer:
+            raise sqlite3.OperationalError(cause)
+
+    place = Connection(kind="sqlite", database="x", user="reader")
+    with pytest.raises(UserError, match=r"denied.* The user 'reader' needs the right") as caught:
+        sql_connect.read_query(Refusing(), place, "classes", "x", list, print)
+    assert "Correct" not in caught.value.message
+
+
+def test_classes_without_a_column_of_names_are_told(layout: Layout, tmp_path: Path) -> None:
+    database(tmp_path / "shop.db", item_rows(), CLASSES)
+    nameless = "SELECT id, parent_id, name AS title FROM classes"
+    result = adapted(config(tmp_path, classes=nameless))
+    note = (
+        "the classes query has no column 'name' (it gives id, parent_id, title): classes are "
+        "called by their ids. Name it under 'columns'"
+    )
+    assert note in report_of(layout)["notes"]
+    assert note in " ".join(result.output.split())
+    assert ("Item 0, żółw", ("1",)) in found(layout)
+    adapted(config(tmp_path), "--force")
+    assert note not in report_of(layout)["notes"]
+    explicit = config(tmp_path, classes=nameless, columns={"name": "name"})
+    assert "Unknown column 'name'. Known: id, parent_id, title" in refused(sql(explicit, "--force"))
 
 
 @pytest.mark.parametrize("password", ["\ud800", "a\0b"])
@@ -431,7 +475,10 @@ def test_the_example_is_right(monkeypatch: pytest.MonkeyPatch) -> None:
     from utils.adapters.sql_config import load_sql_config
 
     monkeypatch.setenv("SHOP_PASSWORD", "x")
-    example = load_sql_config(PROJECT_ROOT / "docs" / "adapter_sql.json")
+    copy = PROJECT_ROOT / "docs" / "adapter_sql.json"
+    shown = (PROJECT_ROOT / "docs" / "sql.md").read_text(encoding="utf-8").split("```json\n")[1]
+    assert copy.read_text(encoding="utf-8") == shown.split("```")[0]
+    example = load_sql_config(copy)
     assert example.connection.password == "x"
     assert "x" not in repr(example.connection.user)
 

@@ -28,7 +28,10 @@ def test_round_trip(layout: Layout) -> None:
 
 def test_missing_and_damaged_datasets_are_one_line(layout: Layout) -> None:
     write_tiny_dataset(layout, "tiny")
-    with pytest.raises(UserError, match="Unknown dataset 'tinny'. Did you mean 'tiny'.*adapt.py"):
+    with pytest.raises(
+        UserError,
+        match="'tinny'. Did you mean 'tiny'.*adapt.py flat.*py sql tinny or adapt.py demo tinny",
+    ):
         load_dataset(layout, "tinny")
     path = layout.dataset("tiny") / "val.parquet"
     table = pq.read_table(path)

@@ -105,7 +105,10 @@ def load_dataset(layout: Layout, name: str) -> Dataset:
     files = [folder / HIERARCHY, *(folder / f"{split}.parquet" for split in SPLITS)]
     if not folder.is_dir():
         error = unknown("dataset", name, layout.dataset_names())
-        raise UserError(f"{error.message} Make it with: python adapt.py flat FILE {name} …")
+        raise UserError(
+            f"{error.message} Make it with: python adapt.py flat FILE {name} …, "
+            f"adapt.py sql {name} or adapt.py demo {name}"
+        )
     dvc.ensure(layout, *files, folder / REPORT)
     for file in files:
         if not file.exists():

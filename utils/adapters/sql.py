@@ -70,24 +70,31 @@ def adapt_sql(
     recipe = recipe_of("sql", values)
     check_target(layout, name, recipe, options.adapt)
     with open_session(config.connection) as session:
-        tree = _read_tree(session, config)
+        tree, nameless = _read_tree(session, config)
         table, columns = _read_items(session, config, options.split_column, progress)
     labels, strangers = labels_by_id(table[columns.classes[0]], tree, options.adapt.labels)
-    source = Provenance(recipe=recipe, notes=(*tree.notes, *strangers))
+    source = Provenance(recipe=recipe, notes=(*nameless, *tree.notes, *strangers))
     return adapt_table(
         table, columns, name=name, options=options.adapt, source=source, layout=layout,
         labels=labels,
     )  # fmt: skip
 
 
-def _read_tree(session: Session, config: SqlConfig) -> ClassTree:
+def _read_tree(session: Session, config: SqlConfig) -> tuple[ClassTree, list[str]]:
+    """The tree, and what a person should know of the query's columns."""
     wanted = config.columns
     found: list[str] = []
+    notes: list[str] = []
 
     def choose(there: Sequence[str]) -> Sequence[str]:
         names = [wanted.id, wanted.parent]
         if wanted.name or "name" in there:
             names.append(wanted.name or "name")
+        else:
+            notes.append(
+                f"the classes query has no column 'name' (it gives {', '.join(there)}): classes "
+                "are called by their ids. Name it under 'columns'"
+            )
         found.extend(_column("classes", name, there) for name in names)
         return list(dict.fromkeys(found))
 
@@ -95,7 +102,7 @@ def _read_tree(session: Session, config: SqlConfig) -> ClassTree:
         session, config.connection, "classes", config.classes, choose, lambda rows: None
     )
     ids, parents, *names = (table[name] for name in found)
-    return class_tree(ids, parents, names[0] if names else None)
+    return class_tree(ids, parents, names[0] if names else None), notes
 
 
 def _read_items(

@@ -19,6 +19,7 @@ HIDDEN = "***"
 FILE_KINDS = ("sqlite", "duckdb")
 PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 KINDS = ("postgresql", "mysql", "sqlite", "mssql", "duckdb")
+_ALSO_CALLED = {"mariadb": "mysql", "sqlserver": "mssql"}
 # What a driver is told beside the place and the person; secrets are not among it.
 OPTIONS: dict[str, tuple[str, ...]] = {
     "postgresql": (
@@ -143,7 +144,7 @@ def load_sql_config(path: Path) -> SqlConfig:
             f"No such file: {path} (--config). Copy {EXAMPLE} and fill it in; docs/sql.md tells "
             "how."
         )
-    values = read_json(path)
+    values = read_json(path, once=True)
     if not isinstance(values, dict):
         raise UserError(f"{path} must hold a JSON object, as {EXAMPLE} does.")
     mistakes = _mistakes(values)
@@ -229,9 +230,12 @@ def _shape(where: str, values: Mapping[str, Any], wanted: Mapping[str, type]) ->
 
 
 def _unknown_key(where: str, key: str, known: tuple[str, ...]) -> str:
-    close = difflib.get_close_matches(key, known, n=1)
-    hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known) or 'none'}"
-    return f"unknown key {where + key!r} ({hint})"
+    return f"unknown key {where + key!r} ({_hint(key, known)})"
+
+
+def _hint(value: str, known: tuple[str, ...]) -> str:
+    close = difflib.get_close_matches(value, known, n=1)
+    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known) or 'none'}"
 
 
 def _connection_mistakes(values: Mapping[str, Any]) -> list[str]:
@@ -250,7 +254,8 @@ def _connection_mistakes(values: Mapping[str, Any]) -> list[str]:
     if not isinstance(kind, str) or "://" in kind:
         return found
     if kind not in KINDS:
-        return [*found, f"unknown kind {kind!r} (known: {', '.join(KINDS)})"]
+        meant = _ALSO_CALLED.get(kind.lower(), kind.lower())
+        return [*found, f"unknown kind {kind!r} ({_hint(meant, KINDS)})"]
     found += _option_mistakes(kind, values.get("options"))
     if kind in FILE_KINDS:
         given = [f"'connection.{key}'" for key in _FOR_SERVERS if key in values]

@@ -31,6 +31,7 @@ _REFUSED = re.compile(
     r"|role .* does not exist|no pg_hba\.conf entry|pg_hba\.conf rejects",
     re.IGNORECASE,
 )
+_NO_RIGHT = re.compile(r"permission denied|permission was denied|command denied", re.IGNORECASE)
 _NO_DATABASE = re.compile(r"database .* does not exist|Unknown database|Cannot open database")
 
 
@@ -204,7 +205,7 @@ def _sqlite(module: Any, place: Connection) -> Iterator[Session]:
         connection.setlimit(module.SQLITE_LIMIT_ATTACHED, 0)  # ATTACH makes files
         connection.set_progress_handler(lambda: 0, _STEPS)  # Ctrl-C is heard while Python runs
         connection.text_factory = lambda text: text.decode("utf-8", "replace")
-        yield RowSession(connection, "BEGIN")
+        yield RowSession(connection, "BEGIN", "SELECT 1 FROM sqlite_master")  # is it a database?
 
 
 @contextmanager
@@ -286,7 +287,8 @@ def open_session(place: Connection) -> Iterator[Session]:
     """
     module = _module(place.kind)
     if place.host is None and not Path(place.database).is_file():
-        raise UserError(f"No such file: {place.database} ('connection.database').")
+        what = "Not a file but a folder" if Path(place.database).is_dir() else "No such file"
+        raise UserError(f"{what}: {place.database} ('connection.database').")
     with ExitStack() as stack:
         try:
             session = stack.enter_context(DRIVERS[place.kind].begin(module, place))
@@ -335,11 +337,21 @@ def _not_connected(place: Connection, cause: str) -> UserError:
     if _NO_DATABASE.search(cause):
         return UserError(f"{cause} at {place.host}:{place.port}. Check 'connection.database'.")
     if place.host is None:
-        return UserError(f"{place.database} cannot be read as a {place.kind} file: {cause}.")
+        return UserError(
+            f"{place.database} cannot be read as a {place.kind} file: {cause}. Check "
+            "'connection.database', 'kind' and 'options'."
+        )
     return UserError(
         f"Cannot connect to the {place.place}: {cause}. Check 'connection.host', 'port' and "
         "'options', and that the server runs and lets this machine in."
     )
+
+
+def _not_answered(place: Connection, what: str, cause: str) -> UserError:
+    advice = f"Correct {what!r} in the configuration."
+    if _NO_RIGHT.search(cause):
+        advice = f"The user {place.user or '(none)'!r} needs the right to read it (GRANT SELECT)."
+    return UserError(f"The {what} query fails: {cause}. {advice}")
 
 
 def read_query(
@@ -377,10 +389,7 @@ def read_query(
             rows += batch.num_rows
             progress(rows)
     except _errors(place.kind) as error:
-        raise UserError(
-            f"The {what} query fails: {_cause(place, error)}. Correct {what!r} in the "
-            "configuration."
-        ) from None
+        raise _not_answered(place, what, _cause(place, error)) from None
     if not rows:
         raise UserError(f"The {what} query gives no rows.")
     return pa.Table.from_batches(batches)
