@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from utils.checkpoints import Run
     from utils.data import Dataset, Split
     from utils.decode import Predictions
+    from utils.store import Entry
 
 DRY_ROWS = 256
 OVERRIDES = ("encoder", "precision")
@@ -333,7 +335,6 @@ def _finish(
     from utils.config import config_to_dict
     from utils.files import write_json, write_parquet
     from utils.metrics import evaluate
-    from utils.store import Store
 
     model = type(trained).from_checkpoint(run.best)
     with cli.progress("Testing") as progress:
@@ -356,14 +357,27 @@ def _finish(
             reference = model.gen_reference_set(dataset.test, progress)
         write_parquet(run.reference(run.best), reference)
         written.append(run.reference(run.best))
-    entry = Store(layout).register(
-        model.name, dataset.name, run.time, name=options.name, labels=options.labels
-    )
+    entry = _registered(layout, model.name, dataset.name, run, options)
     dvc.add(layout.root, written, options.dvc)
     cli.say(f"Best checkpoint: {run.best}")
-    cli.say(f"In the store: {entry.tag}" + (f" ({options.name})" if options.name else ""))
+    cli.say(f"In the store: {entry.tag}" + (f" ({entry.info.name})" if entry.info.name else ""))
     _report(layout, facts, predictions, dataset.test)
     return metrics
+
+
+def _registered(layout: Layout, model: str, dataset: str, run: Run, options: Options) -> Entry:
+    """The store's entry; without its name if another run took that during the training."""
+    from utils.store import Store
+
+    register = partial(Store(layout).register, model, dataset, run.time, labels=options.labels)
+    try:
+        return register(name=options.name)
+    except UserError as error:
+        if options.name is None:
+            raise
+        entry = register()
+        cli.note(f"Warning: {error.message} This run is {entry.tag}, without a name.")
+        return entry
 
 
 def _report(layout: Layout, facts: dict[str, Any], predictions: Predictions, test: Split) -> None:

@@ -258,6 +258,8 @@ def test_the_toolkits_own_folder_tracks_nothing_until_dvc_is_used_there(
     assert not dvc.is_used(root)
     (root / ".dvc" / "config.local").write_text("['remote \"there\"']\n    url = /there\n")
     assert dvc.is_used(root)
+    (root / ".dvc" / "config.local").write_bytes(b"\xff\xfe")  # DVC says what is wrong with it
+    assert not dvc.is_used(root)
     (root / ".dvc" / "config.local").unlink()
     file = repository.dataset("a") / "train.parquet.dvc"
     file.parent.mkdir(parents=True)

@@ -59,6 +59,19 @@ def test_a_name_that_is_taken_is_refused_before_training(layout: Layout, tiny: s
     assert len(Store(layout).list()) == 1
 
 
+def test_a_name_that_is_taken_during_the_training_loses_no_run(
+    layout: Layout, tiny: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained(layout, "--name", "first")
+    monkeypatch.setattr(Store, "check_name", lambda *_: None)  # as it was when both began
+    result = run(train, "-m", "tfidf_hsgd", "-d", "tiny", "--name", "first", "--label", "team=nlp")
+    assert result.exit_code == 0, result.output
+    assert "Warning: 'first' is tfidf_hsgd_tiny:" in result.stderr
+    first, second = Store(layout).list()
+    assert (first.info.name, second.info.name) == ("first", None)
+    assert second.info.labels == {"team": "nlp"}
+
+
 def test_commands_take_a_tag(layout: Layout, tiny: str) -> None:
     trained(layout, "--name", "first")
     write_tiny_dataset(layout, "tiny", rows=70, seed=1)

@@ -18,7 +18,7 @@ from tests.stores import FakeModel, files_below, fill
 from utils.errors import UserError
 from utils.paths import Layout
 from utils.store import Store
-from utils.store.remotes import Place, remote, shown
+from utils.store.remotes import Place, _file_system, remote, shown
 
 
 @pytest.fixture
@@ -107,6 +107,7 @@ def test_the_remote_of_dvc(here: Store, there: Store) -> None:
         ({"remotes": {"a": {"url": "x", "region": 5}}}, "region is no text"),
         ({"remotes": {"a": {"url": ""}}}, "it needs a \"url\""),
         ({"remotes": {"a": {"url": "s3://"}}}, "its url names no place"),
+        ({"remotes": {"a": {"url": "http://host/x?token=hunter2"}}}, "its url holds a ?"),
         ({"remotes": {"a": {"url": "http://[::1/x"}}}, "its url is no address"),
         ({"default": [], "remotes": {"a": {"url": "x"}}}, "default [] is no remote"),
         ({"default": "b", "remotes": {"a": {"url": "x"}}}, "default 'b' is no remote"),
@@ -207,3 +208,8 @@ def test_what_a_server_refuses_is_told(
     with pytest.raises(UserError, match=f"^Cannot read http.*{words}") as caught:
         here.import_model(f"{failing}/{path}")
     assert "hunter2" not in caught.value.message
+
+
+def test_keys_of_s3_are_taken_as_they_are() -> None:
+    place = Place(url="s3://bucket/a b%20c?d#e") / "x.json"
+    assert _file_system(place)[1] == "bucket/a b%20c?d#e/x.json"

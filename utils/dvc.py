@@ -56,7 +56,9 @@ def is_used(root: Path) -> bool:
 
 def _has_remote(root: Path) -> bool:
     files = [root / ".dvc" / name for name in ("config", "config.local")]
-    return any(file.exists() and _REMOTE.search(file.read_text("utf-8")) for file in files)
+    return any(
+        file.exists() and _REMOTE.search(file.read_text("utf-8", "replace")) for file in files
+    )
 
 
 def _has_pointers(root: Path) -> bool:

@@ -148,6 +148,8 @@ def _wrong_url(url: str) -> list[str]:
         return ["is no address"]
     if parts.password is not None:
         return ["holds a password, which does not belong here"]
+    if parts.scheme != "s3" and (parts.query or parts.fragment):
+        return ["holds a ? or #, behind which no files lie"]
     return [] if parts.netloc or parts.path else ["names no place"]
 
 
@@ -276,7 +278,7 @@ def _file_system(place: Place) -> tuple[Any, str]:
     """What reads and writes there, and the path as it knows it."""
     parts = urlsplit(place.url)
     if parts.scheme == "s3":
-        return _s3(place), f"{parts.netloc}{parts.path}"
+        return _s3(place), place.url.partition("://")[2]  # where ? and # are letters like others
     from fsspec.core import url_to_fs
 
     found: tuple[Any, str] = url_to_fs(place.url, **_limits(parts.scheme))

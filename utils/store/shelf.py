@@ -102,5 +102,5 @@ def _fetch(place: Place) -> dict[str, Any]:
     except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):
-        raise UserError(f"{place} is no description of a model.")
+        raise UserError(f"{place} is damaged: push that model, or that alias, again.")
     return found
