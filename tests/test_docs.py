@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import re
+import runpy
+from ast import literal_eval
 from pathlib import Path
 
 import pytest
 
 from models import MODELS, model_class
 from tests.helpers_torch import tiny_encoder
+from tests.stores import tiny_model
 from tests.tiny import write_tiny_dataset
 from utils.classifier import Classifier
 from utils.config import build_config
 from utils.paths import PROJECT_ROOT, Layout
+from utils.store import Store
 
 PAGES = [PROJECT_ROOT / "README.md", *sorted((PROJECT_ROOT / "docs").glob("*.md"))]
 
@@ -58,3 +62,20 @@ def test_the_onnx_examples_answer_as_the_service_does(
         label, probability = classify(text)
         assert label == " > ".join(answer.path)
         assert probability == pytest.approx(answer.confidence, abs=1e-4)
+
+
+def test_the_runner_example_runs(
+    layout: Layout, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = tiny_model(layout, dataset="shop")
+    Store(layout).save_model(model)
+    page = (PROJECT_ROOT / "docs" / "runner.md").read_text(encoding="utf-8")
+    script = page.split("```python\n")[1].split("```")[0]
+    file = tmp_path / "ask.py"
+    file.write_text(script.replace("db_bhcn", "tfidf_hsgd"), encoding="utf-8")
+    runpy.run_path(str(file), run_name="__main__")
+    one, two, confidence, scores, both = capsys.readouterr().out.splitlines()
+    assert set(literal_eval(one)) <= set(model.hierarchy.names)
+    assert literal_eval(two) == literal_eval(both)
+    assert 0 <= float(confidence) <= 1
+    assert literal_eval(scores)[0] == 2
