@@ -167,6 +167,11 @@ class ProcessEngine:
         )
         try:
             process.start()
+        except AssertionError as error:  # "daemonic processes are not allowed to have children"
+            ours.close()
+            raise UserError(
+                f"No worker of {self._name} can be started here: {error}. Take workers=0."
+            ) from error
         except (TypeError, AttributeError, ValueError) as error:
             ours.close()
             raise _not_sendable(self._name, error) from error
