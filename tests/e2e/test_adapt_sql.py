@@ -245,6 +245,13 @@ def test_one_line_each(
     assert words in refused(server, tmp_path, **changes)
 
 
+def test_a_user_without_the_right_to_read(server: PostgreSQL, tmp_path: Path) -> None:
+    server.execute(f"CREATE ROLE reader LOGIN PASSWORD '{PASSWORD.replace(chr(39), chr(39) * 2)}'")
+    line = refused(server, tmp_path, {"user": "reader"})
+    assert "permission denied for table classes. The user 'reader' needs the right" in line
+    assert "Correct" not in line
+
+
 def test_a_server_that_does_not_answer(server: PostgreSQL, tmp_path: Path) -> None:
     assert "Connection refused" in refused(server, tmp_path, {"port": free_port()})
 
