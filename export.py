@@ -345,6 +345,8 @@ def main(
     if values["runtime"] != RUNTIMES[0] and not values["bento"]:
         raise UserError(f"--runtime {values['runtime']} is of service bundles: add --bento.")
     if tag:
+        if not best:
+            raise UserError(f"--tag {tag} means that run's best checkpoint: leave out --latest.")
         given = ",".join(models or []), ",".join(datasets or []), values["time"]
         model, dataset, values["time"] = cli.chosen(layout, tag, *given)
         models, datasets = [model], [dataset]

@@ -4,19 +4,29 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import click
 
 from utils import cli
 from utils.errors import UserError
-from utils.store import Comparison, Entry, Store
+from utils.store import Comparison, Entry, Store, Tag
+from utils.store.datasets import trained_on_others
 from utils.store.info import BY, TEST
 from utils.store.tags import parse_labels
 
 FORMS = ("table", "json")
 SHOWN = (BY, f"{TEST}{BY}")
+COUNTS = ("rows", "bytes")
+SAME = {True: "the same", False: "NOT the same", None: "not known"}
+NONE_FITS = "0 models: no model fits all filters"
+EMPTY = "0 models. train.py fills the store: python train.py -m MODEL -d DATASET"
+CHANGED = """changed: not trained on what the dataset holds now (a large dataset: on what the
+newest run here was trained on); such figures do not compare."""
+OF_ROWS = {"metrics": "of the test rows", "validation": "of the validation rows"}
 LIST_EPILOG = """Examples:
 
 \b
@@ -38,8 +48,8 @@ Examples:
 """
 
 
-def show_list(entries: list[Entry], sort: str | None) -> None:
-    """Print the entries as a table."""
+def show_list(entries: list[Entry], sort: str | None, others: set[Tag]) -> None:
+    """Print the entries as a table, with a mark at those that were trained on `others` rows."""
     shown = list(dict.fromkeys([*([sort] if sort else []), *SHOWN]))
     rows = [
         [
@@ -48,34 +58,67 @@ def show_list(entries: list[Entry], sort: str | None) -> None:
             *(_figure(entry.info.figure(name)) for name in shown),
             cli.size(entry.bytes),
             _labels(entry),
+            *(["changed" if entry.tag in others else ""] if others else []),
         ]
         for entry in entries
     ]
-    heads = [name.replace("_", " ").replace(".", " ") for name in shown]
-    cli.say(f"{len(rows):,} models")
-    cli.lines(["tag", "names", *heads, "size", "labels"], rows)
+    last = ["dataset"] if others else []
+    cli.say(cli.counted(len(rows), "model"))
+    cli.lines(["tag", "names", *map(_head, shown), "size", "labels", *last], rows)
+    if others:
+        cli.say(CHANGED)
     for entry in entries:
         if entry.info.problem:
             cli.note(f"Warning: {entry.tag}: {entry.info.problem}")
 
 
-def show_comparison(found: Comparison) -> None:
+def _head(figure: str) -> str:
+    """A figure's name over a column: whose rows it is of."""
+    if figure == "seconds":
+        return figure
+    rows = "test" if figure.startswith(TEST) else "val"
+    return f"{rows} {figure.removeprefix(TEST).replace('_', ' ')}"
+
+
+def show_comparison(found: Comparison, heads: tuple[str, str]) -> None:
     """Print what two entries have in common and what they differ in."""
-    tags = [str(entry.tag) for entry in found.entries]
-    rows = [[name, *map(_figure, pair), _difference(*pair)] for name, pair in found.figures.items()]
-    cli.table("Figures (test.… of the test rows, else validation)", ["", *tags, "more"], rows)
-    for title, values in (("Settings", found.settings), ("Origin", found.origins)):
-        lines = [
-            [key, *("" if one is None else one for one in pair)] for key, pair in values.items()
-        ]
-        if lines:
-            cli.table(f"{title} that differ", ["", *tags], lines)
-        else:
-            cli.say(f"{title}: the same")
+    cli.say(f"Dataset: {SAME[found.same_dataset]}")
+    rows = [
+        [name, *(_figure(one, name) for one in pair), _difference(*pair, name)]
+        for name, pair in found.figures.items()
+    ]
+    cli.table("Figures (test.… of the test rows, else validation)", ["", *heads, "more"], rows)
+    if found.settings:
+        cli.table("Settings that differ", ["", *heads], _pairs(found.settings))
+    else:
+        cli.say("Settings: the same")
+    versions = {"run": tuple(entry.version for entry in found.entries)}
+    cli.table("Where they come from", ["", *heads], _pairs(versions | dict(found.origins)))
 
 
-def _figure(value: float | None) -> object:
-    return "" if value is None else float(value)
+def _in_two(tag: str) -> str:
+    """A tag as the head of a column: the version below the pair."""
+    return tag.replace(":", ":\n", 1)
+
+
+def _pairs(values: Mapping[str, tuple[Any, ...]]) -> list[list[object]]:
+    return [[name, *map(_value, pair)] for name, pair in values.items()]
+
+
+def _value(value: Any) -> object:
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value))
+    return _shown(value) if isinstance(value, str) else "" if value is None else value
+
+
+def _figure(value: float | None, name: str = "") -> object:
+    if value is None:
+        return ""
+    return int(value) if _is_count(name) else float(value)
+
+
+def _is_count(name: str) -> bool:
+    return name.removeprefix(TEST) in COUNTS
 
 
 def _labels(entry: Entry) -> str:
@@ -87,8 +130,10 @@ def _shown(text: str) -> str:
     return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
-def _difference(one: float | None, other: float | None) -> object:
-    return "" if one is None or other is None else f"{other - one:+.4f}"
+def _difference(one: float | None, other: float | None, name: str) -> object:
+    if one is None or other is None:
+        return ""
+    return f"{other - one:+,.0f}" if _is_count(name) else f"{other - one:+.4f}"
 
 
 def confirmed(entry: Entry, yes: bool) -> bool:
@@ -125,11 +170,14 @@ def main(verbose: bool) -> None:
 @click.option("-o", "--output", type=click.Choice(FORMS), default="table", help="How to print it.")
 def list_command(filters: tuple[list[str], ...], sort: str | None, output: str) -> None:
     """List the models."""
-    found = Store().list([text for group in filters for text in group], sort)
+    store = Store()
+    found = store.list([text for group in filters for text in group], sort)
     if output == "json":
         _say_json([entry.to_dict() for entry in found])
+    elif found:
+        show_list(found, sort, trained_on_others(store.layout, found))
     else:
-        show_list(found, sort)
+        cli.say(NONE_FITS if filters else EMPTY)
 
 
 @main.command()
@@ -145,11 +193,19 @@ def get(tag: str, by: str, output: str) -> None:
     if output == "json":
         _say_json(entry.to_dict())
     elif output == "yaml":
-        import yaml
-
-        cli.say(yaml.safe_dump(entry.to_dict(), sort_keys=False, allow_unicode=True).rstrip())
+        cli.say(_yaml(entry.to_dict()))
     else:
         cli.say(str(getattr(entry, output)))
+
+
+def _yaml(values: dict[str, Any]) -> str:
+    """As YAML, with a word on which rows figures are of."""
+    import yaml
+
+    text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True).rstrip()
+    for name, words in OF_ROWS.items():
+        text = re.sub(rf"^({name}:.*)$", rf"\1  # {words}", text, count=1, flags=re.MULTILINE)
+    return text
 
 
 @main.command()
@@ -157,7 +213,7 @@ def get(tag: str, by: str, output: str) -> None:
 @click.argument("second")
 def compare(first: str, second: str) -> None:
     """Set two models side by side."""
-    show_comparison(Store().compare(first, second))
+    show_comparison(Store().compare(first, second), (_in_two(first), _in_two(second)))
 
 
 @main.command()
@@ -167,11 +223,9 @@ def compare(first: str, second: str) -> None:
 def delete(tags: tuple[str, ...], yes: bool, with_aliases: bool) -> None:
     """Delete models with all that belongs to them."""
     store = Store()
-    entries = [store.get(tag) for tag in tags]
-    for tag, entry in zip(tags, entries, strict=True):
+    for entry in [store.exact(tag) for tag in tags]:
         if confirmed(entry, yes):
-            exact = tag if tag.endswith(":best") else entry.tag
-            gone = store.delete(exact, aliases=with_aliases)
+            gone = store.delete(entry.tag, aliases=with_aliases)
             cli.say(f"Deleted {gone.tag}")
             if gone.aliases:
                 cli.say(f"Gone with it: {', '.join(gone.aliases)}")
@@ -200,8 +254,12 @@ def alias(tag: str, name: str | None, remove: bool) -> None:
     if remove:
         cli.say(f"Removed {tag}, which led to {Store().remove_alias(tag).tag}")
     else:
-        entry = Store().alias(tag, str(name))
-        cli.say(f"{entry.model}_{entry.dataset}:{name} is {entry.tag} now")
+        store = Store()
+        entry = store.get(tag)
+        before = store.aliases(entry.model, entry.dataset).get(str(name), entry.version)
+        entry = store.alias(tag, str(name))
+        moved = f" (it was {before})" if before != entry.version else ""
+        cli.say(f"{entry.model}_{entry.dataset}:{name} is {entry.tag} now{moved}")
 
 
 @main.command("export")
@@ -222,7 +280,10 @@ def export_command(tag: str, target: str) -> None:
 def import_command(source: str, skip_existing: bool, name: str | None) -> None:
     """Put an exported model into the store, once all of it has been verified."""
     entry = Store().import_model(source, skip_existing=skip_existing, name=name)
-    cli.say(f"{entry.tag} is in the store")
+    if entry.was_here:
+        cli.say(f"{entry.tag} was here already; the archive is sound and nothing was copied")
+    else:
+        cli.say(f"{entry.tag} is in the store")
 
 
 @main.command()
@@ -238,7 +299,11 @@ def push(tag: str, remote: str | None) -> None:
 @click.option("--remote", help="Its name in store.json.  [default: its default, else DVC's]")
 def pull(tag: str, remote: str | None) -> None:
     """Copy a model from a remote, unless it is here already."""
-    cli.say(f"{Store().pull(tag, remote).tag} is in the store")
+    entry = Store().pull(tag, remote)
+    if entry.was_here:
+        cli.say(f"{entry.tag} was here already; the remote's copy was not read")
+    else:
+        cli.say(f"{entry.tag} is in the store")
 
 
 def _say_json(values: Any) -> None:

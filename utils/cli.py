@@ -114,7 +114,9 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) 
 
     grid = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     for place, column in enumerate(columns):
-        grid.add_column(column, justify="right" if place else "left", no_wrap=not place)
+        grid.add_column(
+            column, justify="right" if place else "left", no_wrap=not place, overflow="fold"
+        )
     for row in rows:
         grid.add_row(*[_cell(value) for value in row])
     console().print(grid)
@@ -145,6 +147,11 @@ def _cell(value: object) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
     return escape(str(value))
+
+
+def counted(number: int, one: str) -> str:
+    """A number of things: ``1 model``, ``1,000 models``."""
+    return f"{number:,} {one}{'' if number == 1 else 's'}"
 
 
 def size(count: int | None) -> str:

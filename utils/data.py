@@ -102,7 +102,7 @@ def load_dataset(layout: Layout, name: str) -> Dataset:
         There is no such dataset, or a file of it is damaged.
     """
     folder = layout.dataset(name)
-    files = [folder / HIERARCHY, *(folder / f"{split}.parquet" for split in SPLITS)]
+    files = dataset_files(folder)
     if not folder.is_dir():
         error = unknown("dataset", name, layout.dataset_names())
         raise UserError(
@@ -122,7 +122,7 @@ def load_dataset(layout: Layout, name: str) -> Dataset:
     return Dataset(
         name=name,
         hierarchy=hierarchy,
-        fingerprint=_fingerprint(files),
+        fingerprint=fingerprint(files),
         text_columns=_text_columns(folder / REPORT),
         **splits,
     )
@@ -137,7 +137,13 @@ def _text_columns(report: Path) -> tuple[str, ...]:
     return tuple(text.split(",")) if isinstance(text, str) else ()
 
 
-def _fingerprint(files: list[Path]) -> str:
+def dataset_files(folder: Path) -> list[Path]:
+    """What a dataset consists of, in the order in which `fingerprint` takes it."""
+    return [folder / HIERARCHY, *(folder / f"{split}.parquet" for split in SPLITS)]
+
+
+def fingerprint(files: list[Path]) -> str:
+    """What two datasets with the same files share."""
     digest = hashlib.sha256()
     for file in files:
         digest.update(hashlib.sha256(file.read_bytes()).digest())

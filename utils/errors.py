@@ -7,6 +7,9 @@ from collections.abc import Iterable
 
 import click
 
+LONG = 12
+"""More names than that are not listed where one of them is what was meant."""
+
 
 class UserError(click.ClickException):
     """A mistake in the input: shown as one line, ``Error: …``, with exit status 1."""
@@ -32,5 +35,7 @@ def unknown(kind: str, value: str, choices: Iterable[str]) -> UserError:
         name for name in known if name.lower() == value.lower()
     ]
     hint = f" Did you mean {close[0]!r}?" if close else ""
+    if close and len(known) > LONG:
+        return UserError(f"Unknown {kind} {value!r}.{hint}")
     shown = ", ".join(known[:40]) + (f", … ({len(known)} in all)" if len(known) > 40 else "")
     return UserError(f"Unknown {kind} {value!r}.{hint} Known: {shown or 'none'}.")

@@ -12,6 +12,7 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
+import os
 import re
 import shutil
 import tarfile
@@ -197,6 +198,19 @@ class Archive:
             len(_header(name, size)) + size + len(_padding(size)) for name, size in sizes.items()
         )
 
+    def verify(self) -> None:
+        """Read it to its end and write nothing.
+
+        Raises
+        ------
+        UserError
+            The archive was damaged or tampered with.
+        """
+        with Path(os.devnull).open("wb") as nothing:
+            for name in sorted(self.head.files):
+                self._take(name, nothing)
+        self._end()
+
     def extract(self, folder: Path) -> None:
         """Write the files into a folder; if one is not what it should be, stop there.
 
@@ -209,15 +223,21 @@ class Archive:
         if self.length > free:
             raise self._refused(f"it says {self.length:,} bytes, and {free:,} are free")
         for name in sorted(self.head.files):
-            part = self.head.files[name]
             path = folder / self.place(name)
             path.parent.mkdir(exist_ok=True)
-            self._expect(_header(name, part.bytes), f"before {name}")
             with path.open("xb") as file:
-                found = _copy(self._stream, part.bytes, file)
-            if found != part.sha256:
-                raise self._refused(f"{name} is not the file that was exported")
-            self._expect(_padding(part.bytes), f"after {name}")
+                self._take(name, file)
+        self._end()
+
+    def _take(self, name: str, to: BinaryIO) -> None:
+        """Read the next file, which is this one."""
+        part = self.head.files[name]
+        self._expect(_header(name, part.bytes), f"before {name}")
+        if _copy(self._stream, part.bytes, to) != part.sha256:
+            raise self._refused(f"{name} is not the file that was exported")
+        self._expect(_padding(part.bytes), f"after {name}")
+
+    def _end(self) -> None:
         self._expect(END, "at its end")
         if self._stream.read(1):
             raise self._refused("something follows its end")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from utils.errors import UserError, unknown
 from utils.store.entries import FIELDS, Entry
-from utils.store.info import is_better, lower_is_better
+from utils.store.info import TEST, is_better, lower_is_better
 from utils.store.tags import BEST, LATEST, Tag
 
 Entries = list[Entry]
@@ -22,9 +24,8 @@ def parse_filter(text: str) -> tuple[str, str]:
 
 def sorted_by(entries: Entries, metric: str) -> Entries:
     """Best first; entries without the figure stay in their order, at the end."""
-    known = list(dict.fromkeys(name for entry in entries for name in entry.info.figures()))
-    if entries and metric not in known:
-        raise unknown("figure", metric, known)
+    if entries and metric not in _figures(entries):
+        raise _no_figure(entries, metric, "the store")
     sign = 1 if lower_is_better(metric) else -1
 
     def key(entry: Entry) -> tuple[bool, float]:
@@ -34,8 +35,29 @@ def sorted_by(entries: Entries, metric: str) -> Entries:
     return sorted(entries, key=key)
 
 
-def resolved(entries: Entries, wanted: Tag, by: str) -> Entry:
-    """The entry of a pair that a version means: an alias, a name, a rule or a time."""
+def _figures(entries: Entries) -> list[str]:
+    return list(dict.fromkeys(name for entry in entries for name in entry.info.figures()))
+
+
+def _no_figure(entries: Entries, name: str, where: str) -> UserError:
+    """The error for a figure that no entry has."""
+    known = _figures(entries)
+    if any(entry.info.validation for entry in entries) or name.startswith(TEST):
+        return unknown(f"figure of {where}", name, known)
+    return UserError(
+        f"No run of {where} has figures of validation rows, such as {name!r}: name a run by its "
+        f"time, or go by another figure: {', '.join(known)}."
+    )
+
+
+def resolved(entries: Entries, wanted: Tag, by: str, others: Iterable[str] = ()) -> Entry:
+    """The entry of a pair that a version means: an alias, a name, a rule or a time.
+
+    Parameters
+    ----------
+    others
+        More versions to propose where it means none.
+    """
     version = wanted.version
     for entry in entries:
         if version in (entry.info.name, entry.version, *entry.aliases):
@@ -48,7 +70,7 @@ def resolved(entries: Entries, wanted: Tag, by: str) -> Entry:
     if len(begun) == 1:
         return begun[0]
     known = [name for entry in entries for name in (entry.info.name, *entry.aliases) if name]
-    known += [LATEST, BEST, *(entry.version for entry in reversed(entries))]
+    known += [*others, LATEST, BEST, *(entry.version for entry in reversed(entries))]
     if begun:
         several = ", ".join(entry.version for entry in begun)
         raise UserError(f"{wanted} may be any of {several}: write more of it.")
@@ -63,6 +85,5 @@ def _best(entries: Entries, wanted: Tag, by: str) -> Entry:
         if figure is not None and (best is None or is_better(by, figure, record)):
             best, record = entry, figure
     if best is None:
-        known = list(dict.fromkeys(name for one in entries for name in one.info.figures()))
-        raise unknown(f"figure of {wanted.model}_{wanted.dataset}", by, known)
+        raise _no_figure(entries, by, f"{wanted.model}_{wanted.dataset}")
     return best

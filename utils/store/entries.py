@@ -38,6 +38,8 @@ class Entry:
         Names that lead here until they are moved.
     layout
         The project's folders.
+    was_here
+        Whether it was here before it was imported or pulled.
     """
 
     model: str
@@ -45,7 +47,12 @@ class Entry:
     run: Run
     info: Info
     aliases: tuple[str, ...] = ()
-    layout: Layout = field(repr=False, compare=False)
+    layout: Layout = field(compare=False)
+    was_here: bool = field(default=False, compare=False)
+
+    def __repr__(self) -> str:
+        name = f", name={self.info.name!r}" if self.info.name else ""
+        return f"{type(self).__name__}({str(self.tag)!r}{name})"
 
     @property
     def version(self) -> str:
@@ -145,6 +152,12 @@ class Comparison:
     settings: Mapping[str, tuple[Any, Any]]
     origins: Mapping[str, tuple[Any, Any]]
 
+    @property
+    def same_dataset(self) -> bool | None:
+        """Whether both were trained on the same rows; None if one does not say."""
+        one, other = (entry.info.fingerprint for entry in self.entries)
+        return one == other if one and other else None
+
 
 def compare(one: Entry, other: Entry) -> Comparison:
     """Set two entries side by side; of settings and origins only what differs."""
@@ -152,20 +165,35 @@ def compare(one: Entry, other: Entry) -> Comparison:
     return Comparison(
         entries=(one, other),
         figures={name: (one.info.figure(name), other.info.figure(name)) for name in names},
-        settings=_differing(one.info.hyperparameters, other.info.hyperparameters),
+        settings=_differing(_settings(one), _settings(other)),
         origins=_differing(_origin(one), _origin(other)),
     )
+
+
+def _settings(entry: Entry) -> dict[str, Any]:
+    found = _flat(entry.info.hyperparameters)
+    found.pop("display_name", None)  # what reports call it
+    return found
 
 
 def _origin(entry: Entry) -> dict[str, Any]:
     info = entry.info
     found = {
         "model": entry.model, "dataset": entry.dataset, "dataset fingerprint": info.fingerprint,
-        "rows": info.rows, "seed": info.seed, "host": info.host, "bytes": entry.bytes,
+        "text columns": info.text_columns, "rows": info.rows, "code": info.code,
+        "seed": info.seed, "host": info.host, "bytes": entry.bytes,
+        "library": info.libraries, "label": info.labels,
     }  # fmt: skip
-    found |= {f"code {key}": value for key, value in info.code.items()}
-    found |= {f"library {key}": value for key, value in info.libraries.items()}
-    return found | {f"label {key}": value for key, value in info.labels.items()}
+    return _flat(found)
+
+
+def _flat(values: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+    """Values within values under one name: ``rows train``."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        inner = isinstance(value, Mapping)
+        found |= _flat(value, f"{before}{key} ") if inner else {f"{before}{key}": value}
+    return found
 
 
 def _differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:

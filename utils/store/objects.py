@@ -68,6 +68,9 @@ class Objects(Mapping[str, Any]):
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(map(repr, self))})"
+
     def _files(self) -> dict[str, Path]:
         found = sorted(self._folder.glob("*")) if self._folder.is_dir() else []
         return {path.stem: path for path in found if path.suffix in _READERS}

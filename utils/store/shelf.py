@@ -45,8 +45,13 @@ class Shelf:
         if alias:
             _send(self.folder / f"{_ALIAS}{alias}.json", {"version": entry.version})
 
-    def entries(self, layout: Layout, version: str) -> list[Entry]:
+    def entries(self, layout: Layout, version: str) -> tuple[list[Entry], list[str]]:
         """The runs that are there, oldest first, with `version` as their alias if it is one.
+
+        Returns
+        -------
+        tuple
+            The runs, and the names of the other aliases.
 
         Raises
         ------
@@ -60,7 +65,7 @@ class Shelf:
         times = [_time(name) for name in files if _file(_time(name), ".json") in names]
         if not times:
             raise UserError(f"{self.folder} holds no {self.model}_{self.dataset}: push one first.")
-        return [
+        found = [
             Entry(
                 model=self.model,
                 dataset=self.dataset,
@@ -71,6 +76,8 @@ class Shelf:
             )
             for time in times
         ]
+        others = [name for name in names if name.startswith(_ALIAS) and name != alias]
+        return found, [name[len(_ALIAS) :].removesuffix(".json") for name in others]
 
     def _info(self, time: str) -> Info:
         place = self.folder / _file(time, ".json")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
@@ -94,11 +95,17 @@ class Store:
         wanted = self._parsed(tag)
         entries = self._entries(wanted.model, wanted.dataset)
         if not entries:
-            raise UserError(
-                f"There are no weights of {wanted.model} for {wanted.dataset!r} in the store. "
-                f"Train them: python train.py -m {wanted.model} -d {wanted.dataset}"
-            )
+            raise self._untrained(wanted)
         return resolved(entries, wanted, by)
+
+    def _untrained(self, wanted: Tag) -> UserError:
+        pairs = [f"{model}_{dataset}" for model, dataset in trained_pairs(self.layout)]
+        close = difflib.get_close_matches(f"{wanted.model}_{wanted.dataset}", pairs, n=1)
+        hint = f"Did you mean {close[0]!r}? Else train" if close else "Train"
+        return UserError(
+            f"There are no weights of {wanted.model} for {wanted.dataset!r} in the store. {hint} "
+            f"them: python train.py -m {wanted.model} -d {wanted.dataset}"
+        )
 
     def load_model(self, tag: str | Tag) -> Any:
         """The model that a tag leads to, ready to answer."""
@@ -113,7 +120,7 @@ class Store:
 
     def _entries(self, model: str, dataset: str) -> Entries:
         """Entries of a pair, oldest first; one that goes meanwhile is left out."""
-        aliases = self._aliases(model, dataset)
+        aliases = self.aliases(model, dataset)
         found = [
             Entry(
                 model=model, dataset=dataset, run=run, info=read_info(run), layout=self.layout,
@@ -159,11 +166,14 @@ class Store:
         metrics
             Figures of the test rows.
         """
+        _check_model(model)
         dataset = dataset or model.info.get("dataset")
         if not dataset:
             raise UserError("Say which dataset the model was trained on: save_model(model, NAME).")
         self.check_name(model.name, dataset, name)
         made = said(name, labels, metadata, signatures)
+        _check_methods(made.signatures)
+        _check_mappings(custom_objects=custom_objects, metrics=metrics)
         with (
             staging(self.layout.weight_dir(model.name, dataset)) as staged,
             new_run(self.layout, model.name, dataset) as run,
@@ -211,7 +221,7 @@ class Store:
     ) -> None:
         if name is None:
             return
-        checked_version("Name", name)
+        checked_version("Run", name)
         for entry in self._entries(model, dataset):
             if entry.version != besides and name in (entry.info.name, *entry.aliases):
                 raise UserError(
@@ -241,22 +251,32 @@ class Store:
             What was there.
         """
         with locked(self.layout):
-            entry = self._exact(tag)
+            entry = self.exact(tag)
             if entry.aliases and not aliases:
                 raise UserError(
                     f"{entry.tag} is {' and '.join(map(repr, entry.aliases))}: move the alias "
                     "first (python store.py alias TAG NAME), or add --with-aliases."
                 )
-            kept = self._aliases(entry.model, entry.dataset)
+            kept = self.aliases(entry.model, entry.dataset)
             if entry.aliases:
                 left = {key: time for key, time in kept.items() if time != entry.version}
                 write_json(entry.run.folder / ALIASES, left)
             remove(entry.run)
         return entry
 
-    def _exact(self, tag: str | Tag) -> Entry:
-        """An entry to be removed: not by a rule that may mean another one tomorrow."""
+    def exact(self, tag: str | Tag) -> Entry:
+        """An entry to be removed: not by a rule that may mean another one tomorrow, nor unsaid.
+
+        Raises
+        ------
+        UserError
+            The tag does not name it.
+        """
         wanted = self._parsed(tag)
+        if isinstance(tag, str) and not tag.partition(":")[2]:
+            raise UserError(
+                f"{tag!r} names no run: say which to delete, such as {self.get(wanted).tag}"
+            )
         if wanted.version == BEST:
             raise UserError(
                 f"{wanted} may be another one tomorrow: name what to delete, such as "
@@ -293,7 +313,7 @@ class Store:
         return self.get(entry.tag)
 
     def _set_alias(self, entry: Entry, name: str) -> None:
-        known = self._aliases(entry.model, entry.dataset)
+        known = self.aliases(entry.model, entry.dataset)
         write_json(entry.run.folder / ALIASES, known | {name: entry.version})
 
     def remove_alias(self, tag: str | Tag) -> Entry:
@@ -306,7 +326,7 @@ class Store:
         """
         wanted = self._parsed(tag)
         with locked(self.layout):
-            known = self._aliases(wanted.model, wanted.dataset)
+            known = self.aliases(wanted.model, wanted.dataset)
             if wanted.version not in known:
                 raise unknown("alias", wanted.version, known)
             entry = self.get(wanted)
@@ -314,8 +334,8 @@ class Store:
             write_json(entry.run.folder / ALIASES, known)
         return entry
 
-    def _aliases(self, model: str, dataset: str) -> dict[str, str]:
-        """Time of the run that each alias leads to."""
+    def aliases(self, model: str, dataset: str) -> dict[str, str]:
+        """Time of the run that each alias of a pair leads to."""
         file = self.layout.weight_dir(model, dataset) / ALIASES
         if not file.exists():
             return {}
@@ -368,9 +388,10 @@ class Store:
         source
             A file or a URL.
         skip_existing
-            Whether it is fine if that very model is here already.
+            Whether it is fine if that very model is here already; the archive is verified all the
+            same.
         name
-            Instead of the one that it had.
+            Instead of the one that it had; not for a model that is here.
 
         Raises
         ------
@@ -384,18 +405,23 @@ class Store:
     def _import(self, found: archive.Archive, skip_existing: bool, name: str | None) -> Entry:
         head = found.head
         run = Run(folder=self.layout.weight_dir(head.model, head.dataset), time=head.time)
-        if run.time in {known.time for known in runs(self.layout, head.model, head.dataset)}:
-            return self._existing(head, skip_existing)
+        if self._is_here(head):
+            if skip_existing:
+                found.verify()
+            return self._existing(head, skip_existing, name)
         with staging(run.folder) as staged:
             found.extract(staged)
             info = _verified(staged, head)
             if name:
-                info = replace(info, name=checked_version("Name", name))
+                info = replace(info, name=checked_version("Run", name))
             _write(Run(folder=staged, time=head.time), info)
             self._publish(run, staged, head.model, head.dataset, info.name)
         return self.get(head.tag)
 
-    def _existing(self, head: archive.Head, skip: bool) -> Entry:
+    def _is_here(self, head: archive.Head) -> bool:
+        return head.time in {run.time for run in runs(self.layout, head.model, head.dataset)}
+
+    def _existing(self, head: archive.Head, skip: bool, name: str | None = None) -> Entry:
         """The entry that is here already, if it is the same."""
         entry, tag = self.get(head.tag), head.tag
         with entry.path.open("rb") as file:
@@ -404,7 +430,12 @@ class Store:
             raise UserError(f"{tag} is here already, with other weights. Delete one of them first.")
         if not skip:
             raise UserError(f"{tag} is here already. Add --skip-existing if that is fine.")
-        return entry
+        if name and name != entry.info.name:
+            raise UserError(
+                f"{tag} is here already, and only a new one is given a name: leave out --name, or "
+                f"set an alias: python store.py alias {tag} {name}"
+            )
+        return replace(entry, was_here=True)
 
     # -- remotes ------------------------------------------------------------------------------
 
@@ -437,14 +468,20 @@ class Store:
         """
         wanted = self._parsed(tag)
         shelf = Shelf(remotes.remote(self.layout, remote), wanted.model, wanted.dataset)
-        entry = resolved(shelf.entries(self.layout, wanted.version), wanted, BY)
+        entries, others = shelf.entries(self.layout, wanted.version)
+        entry = resolved(entries, wanted, BY, others)
         place = shelf.archive(entry.version)
         with remotes.opened(place) as (stream, size):
             held = archive.Archive(stream, str(place), size)
             if held.head.tag != entry.tag:
                 raise UserError(f"{place} is {held.head.tag}, not {entry.tag}: push it again.")
-            found = self._import(held, True, None)
-        return self.alias(found.tag, wanted.version) if entry.aliases else found
+            if self._is_here(held.head):
+                found = self._existing(held.head, True)  # without reading on
+            else:
+                found = self._import(held, True, None)
+        if not entry.aliases:
+            return found
+        return replace(self.alias(found.tag, wanted.version), was_here=found.was_here)
 
 
 def said(
@@ -462,17 +499,41 @@ def said(
     """
     from utils.runner import Signature
 
+    _check_mappings(labels=labels, metadata=metadata, signatures=signatures)
     methods = {
         key: one if isinstance(one, Signature) else Signature.from_dict(one)
         for key, one in (signatures or {}).items()
     }
     values = {
-        "name": None if name is None else checked_version("Name", name),
+        "name": None if name is None else checked_version("Run", name),
         "labels": dict(checked_label(*one) for one in (labels or {}).items()),
         "metadata": dict(metadata or {}),
         "signatures": {key: one.to_dict() for key, one in methods.items()},
     }
     return Info.from_dict(values, "What is said about the model")
+
+
+def _check_model(model: Any) -> None:
+    if not (isinstance(getattr(model, "info", None), dict) and isinstance(model.name, str)):
+        raise UserError(f"Give save_model a trained model, not a {type(model).__name__}.")
+
+
+def _check_mappings(**given: Any) -> None:
+    """Refuse what is no mapping from names, where one belongs."""
+    for name, value in given.items():
+        if value is not None and not (
+            isinstance(value, Mapping) and all(isinstance(key, str) for key in value)
+        ):
+            raise UserError(f"{name} {value!r} cannot be used: give {{NAME: VALUE, …}}.")
+
+
+def _check_methods(names: Iterable[str]) -> None:
+    """Refuse signatures of methods that no runner of a trained model has."""
+    from utils.runner import DEFAULT_SIGNATURES
+
+    for name in names:
+        if name not in DEFAULT_SIGNATURES:
+            raise unknown("method", name, DEFAULT_SIGNATURES)
 
 
 def _merged(known: Info, told: Info) -> Info:

@@ -88,7 +88,7 @@ def checked_version(kind: str, name: str) -> str:
         It cannot, or would be taken for something else.
     """
     if name in (LATEST, BEST) or _TIME.fullmatch(name):
-        raise UserError(f"{kind} {name!r} means something already: choose another.")
+        raise UserError(f"{kind} name {name!r} means something already: choose another.")
     return checked_name(kind, name)
 
 
@@ -101,7 +101,7 @@ def checked_label(key: str, value: str) -> tuple[str, str]:
         It cannot.
     """
     checked_name("Label", key)
-    if len(value) > 256 or not value.isprintable() or "," in value:
+    if not isinstance(value, str) or len(value) > 256 or not value.isprintable() or "," in value:
         raise UserError(
             f"Label {key}={value!r} cannot be stored: take up to 256 printable characters and no "
             "comma."
@@ -117,11 +117,13 @@ def parse_labels(given: tuple[str, ...] | list[str]) -> dict[str, str]:
     UserError
         One is not of this form.
     """
-    found = {}
+    found: dict[str, str] = {}
     for text in given:
         key, sign, value = text.partition("=")
         if not sign:
             raise UserError(f"{text!r} is no label: write key=value, such as team=nlp.")
+        if found.get(key, value) != value:
+            raise UserError(f"Label {key!r} is {found[key]!r} and {value!r}: give it once.")
         name, content = checked_label(key, value)
         found[name] = content
     return found
