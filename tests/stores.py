@@ -43,11 +43,12 @@ class FakeModel:
 
     def __init__(self, dataset: str = "fake", accuracy: float = 0.5, size: int = 16) -> None:
         self.info: dict[str, Any] = {"dataset": dataset, "val": {"leaf_accuracy": accuracy}}
+        self.config: dict[str, Any] = {"alpha": 1e-4}
         self._weights = np.random.default_rng(int(accuracy * 1e9)).bytes(size)
 
     def save(self, path: Path) -> None:
         """Write a checkpoint as `Model.save` does."""
-        meta = {"model": self.name, "config": {"alpha": 1e-4}, "info": self.info}
+        meta = {"model": self.name, "config": self.config, "info": self.info}
         write_checkpoint(path, {"weights": np.frombuffer(self._weights, np.uint8)}, meta)
 
 

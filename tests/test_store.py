@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
@@ -17,6 +18,7 @@ from click.testing import CliRunner, Result
 import store as command
 from models import MODELS
 from tests.stores import FakeModel, files_below, fill, tiny_model
+from tests.tiny import write_tiny_dataset
 from utils.checkpoints import HIDDEN, find_checkpoint, runs, trained_pairs
 from utils.errors import UserError
 from utils.paths import PROJECT_ROOT, Layout
@@ -315,15 +317,187 @@ def test_get_and_compare_show_what_differs(store: Store) -> None:
     assert found.origins == {"label team": ("nlp", None)}
     shown = said("compare", str(one.tag), str(two.tag))
     assert all(part in shown for part in ("+0.5000", "label team", "Settings: the same"))
+    assert shown.startswith("Dataset: not known")
+    text = said("get", str(one.tag))
+    assert "\nmetrics: {}  # of the test rows\n" in text
+    assert "\nvalidation:  # of the validation rows\n" in text
     (first, _) = json.loads(said("list", "-o", "json"))
     assert (first["tag"], first["labels"]) == (str(one.tag), {"team": "nlp"})
 
 
 def test_an_empty_store(layout: Layout) -> None:
-    assert "0 models" in said("list")
+    for arguments in ([], ["--sort", "leaf_accuracy"]):
+        assert said("list", *arguments).startswith("0 models. train.py fills the store")
     assert said("list", "-o", "json").strip() == "[]"
-    assert "0 models" in said("list", "--sort", "leaf_accuracy")
+    assert "fits all filters" in said("list", "--filter", "label=x")
     assert not layout.weights.exists()
+
+
+def compared(
+    store: Store, monkeypatch: pytest.MonkeyPatch, *models: FakeModel, **values: Any
+) -> str:
+    """What `compare` prints of two models on a terminal of 80 columns."""
+    one, two = (store.save_model(model, **values) for model in models)
+    store.alias(one.tag, "production")
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    monkeypatch.setattr("click.testing._NamedTextIOWrapper.isatty", lambda _: True, raising=False)
+    return click.unstyle(said("compare", "tfidf_hsgd_fake:production", str(two.tag)))
+
+
+def test_compare_fits_a_terminal(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    one, two = FakeModel(accuracy=0.25), FakeModel(accuracy=0.75)
+    for model, rows in ((one, 2248), (two, 2250)):
+        model.info |= {"rows": {"train": rows}, "fingerprint": "same"}
+        model.info["val"]["rows"] = float(rows)
+    shown = compared(store, monkeypatch, one, two, metrics={"rows": 3.0})
+    lines = shown.splitlines()
+    assert lines[0] == "Dataset: the same"
+    assert max(map(len, lines)) <= 80
+    assert "…" not in shown.replace("test.…", "")
+    assert "tfidf_hsgd_fake:" in shown
+    assert " production " in shown
+    assert [line.split() for line in lines if "rows" in line and "2," in line] == [
+        ["rows", "2,248", "2,250", "+2"],
+        ["rows", "train", "2,248", "2,250"],
+    ]
+    assert "{" not in shown
+    assert "Where they come from" in shown
+
+
+def test_compare_tells_of_other_rows_and_settings(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = FakeModel(), FakeModel()
+    one.info["fingerprint"], two.info["fingerprint"] = "one", "other"
+    one.config |= {"display_name": "One", "layers": {"size": 3}}
+    two.config |= {"display_name": "Two", "layers": {"size": 4}}
+    shown = compared(store, monkeypatch, one, two)
+    assert shown.startswith("Dataset: NOT the same\n")
+    assert "Settings that differ" in shown
+    assert ["layers", "size", "3", "4"] in [line.split() for line in shown.splitlines()]
+    assert "display" not in shown
+
+
+def test_list_says_whose_rows_figures_are_of(store: Store) -> None:
+    fill(store, [0.25])
+    count, heads, *_ = said("list").splitlines()
+    assert count == "1 model"
+    assert "val leaf accuracy  test leaf accuracy" in heads
+    assert "seconds  val leaf accuracy" in said("list", "--sort", "seconds")
+
+
+def test_list_marks_runs_of_other_rows(
+    store: Store, layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = write_tiny_dataset(layout, "tiny")
+    for fingerprint, name in (("x", "old"), (data.fingerprint, "new"), ("", "unknown")):
+        model = FakeModel("tiny")
+        model.info["fingerprint"] = fingerprint
+        store.save_model(model, name=name)
+    gone = FakeModel("gone")
+    gone.info["fingerprint"] = "x"
+    store.save_model(gone, name="without")
+
+    def marked() -> list[str]:
+        lines = said("list").splitlines()
+        return [line.split()[1] for line in lines if line.endswith("  changed")]
+
+    assert marked() == ["old"]
+    assert "not trained on what the dataset holds now" in said("list")
+    monkeypatch.setattr("utils.store.datasets.MOST_BYTES", 1)  # compared with the newest run
+    assert marked() == ["old"]
+    monkeypatch.undo()
+    store.delete("tfidf_hsgd_tiny:old")
+    assert "changed" not in said("list")
+
+
+# -- what a user may get wrong ------------------------------------------------------------------
+
+
+def test_delete_wants_to_be_told_which(store: Store) -> None:
+    one, two = fill(store, [0.1, 0.2])
+    for tag in ("tfidf_hsgd_fake", "tfidf_hsgd_fake:", "tfidf_hsgd/fake"):
+        refused(run("delete", str(one.tag), tag, "-y"), repr(tag), str(two.tag))
+    assert len(store.list()) == 2
+    said("delete", "tfidf_hsgd_fake:latest", "-y")
+    assert [entry.tag for entry in store.list()] == [one.tag]
+
+
+def test_best_without_validation_figures(store: Store) -> None:
+    model = FakeModel()
+    del model.info["val"]
+    store.save_model(model, metrics={"leaf_accuracy": 0.5})
+    words = ("No run of", "has figures of validation rows", "test.leaf_accuracy")
+    refused(run("get", "tfidf_hsgd_fake:best"), "tfidf_hsgd_fake", *words)
+    refused(run("list", "--sort", "leaf_accuracy"), *words)
+
+
+def test_what_was_meant_is_not_lost_in_a_list(store: Store) -> None:
+    model = FakeModel()
+    model.info["val"] |= {f"level_{number}_accuracy": 0.5 for number in range(40)}
+    store.save_model(model)
+    for arguments in (
+        ["list", "--sort", "leaf_acuracy"],
+        ["get", "tfidf_hsgd_fake:best", "--by", "leaf_acuracy"],
+    ):
+        result = run(*arguments)
+        refused(result, "Did you mean 'leaf_accuracy'?")
+        assert "level_1" not in result.stderr
+    refused(run("list", "--sort", "qqq"), "level_1_accuracy")
+
+
+def test_a_near_pair_is_proposed(store: Store) -> None:
+    fill(store, [0.5])
+    refused(run("get", "tfidf_hsgd_fke"), "Did you mean 'tfidf_hsgd_fake'?", "train.py")
+
+
+def test_an_alias_says_whence_it_moved(store: Store) -> None:
+    one, two = fill(store, [0.1, 0.2])
+    assert "it was" not in said("alias", str(one.tag), "production")
+    assert "it was" not in said("alias", str(one.tag), "production")
+    assert f"(it was {one.version})" in said("alias", str(two.tag), "production")
+
+
+def test_names_and_labels_that_cannot_be(store: Store) -> None:
+    (one,) = fill(store, [0.1])
+    refused(run("label", str(one.tag), "team=a", "team=b"), "'team'", "'a'", "'b'")
+    assert "team=a" in said("label", str(one.tag), "team=a", "team=a")
+    with pytest.raises(UserError, match=r"^Run name 'a b' cannot be used"):
+        store.save_model(FakeModel(), name="a b")
+
+
+@pytest.mark.parametrize(
+    ("values", "part"),
+    [
+        ({"signatures": {"nope": {}}}, "Unknown method 'nope'"),
+        ({"labels": "a"}, "labels 'a' cannot be used"),
+        ({"labels": {"a": 1}}, "Label a=1 cannot be stored"),
+        ({"metadata": [1]}, "metadata [1]"),
+        ({"signatures": "predict"}, "signatures 'predict'"),
+        ({"custom_objects": {1: "a"}}, "custom_objects {1: 'a'}"),
+        ({"metrics": 0.5}, "metrics 0.5"),
+    ],
+)  # fmt: skip
+def test_save_model_refuses_what_cannot_be_kept(
+    store: Store, values: dict[str, Any], part: str
+) -> None:
+    with pytest.raises(UserError) as caught:
+        store.save_model(FakeModel(), **values)
+    assert part in caught.value.message
+    assert store.list() == []
+
+
+@pytest.mark.parametrize("model", [3, None, "tfidf_hsgd", FakeModel])
+def test_save_model_wants_a_model(store: Store, model: Any) -> None:
+    with pytest.raises(UserError, match="Give save_model a trained model"):
+        store.save_model(model, "fake")
+
+
+def test_entries_and_objects_are_shown_short(store: Store) -> None:
+    entry = store.save_model(FakeModel(), name="v1", custom_objects={"words": ["a"], "note": "x"})
+    assert repr(entry) == f"Entry('{entry.tag}', name='v1')"
+    assert repr(entry.custom_objects) == "Objects('note', 'words')"
 
 
 def test_500_entries_are_listed_within_a_second_and_without_torch(store: Store) -> None:

@@ -96,7 +96,18 @@ def test_what_is_here_already(store: Store, entry: Entry, exported: Path) -> Non
     before = files_below(store.layout.root)
     with pytest.raises(UserError, match="--skip-existing"):
         store.import_model(exported)
-    assert store.import_model(exported, skip_existing=True).tag == entry.tag
+    found = store.import_model(exported, skip_existing=True)
+    assert (found.tag, found.was_here) == (entry.tag, True)
+    assert store.import_model(exported, skip_existing=True, name="v1").tag == entry.tag
+    with pytest.raises(UserError, match="leave out --name"):
+        store.import_model(exported, skip_existing=True, name="v2")
+    result = CliRunner().invoke(command.main, ["import", str(exported), "--skip-existing"])
+    assert "was here already" in result.output
+    for place, content in flips(exported.read_bytes(), seed=1, count=20):
+        exported.with_suffix(".flipped").write_bytes(content)
+        with pytest.raises(UserError):
+            store.import_model(exported.with_suffix(".flipped"), skip_existing=True)
+            pytest.fail(f"bit {place}")
     assert files_below(store.layout.root) == before
     FakeModel(accuracy=0.75).save(entry.path)
     with pytest.raises(UserError, match="with other weights"):

@@ -101,5 +101,8 @@ def test_a_tag_and_a_pair_is_one_too_many(layout: Layout, tiny: str, command: An
     result = run(command, "--tag", "tfidf_hsgd_tiny:prod", *file)
     assert result.exit_code == 1
     assert "Unknown version of tfidf_hsgd_tiny 'prod'" in result.stderr
-    if command is not export:
+    if command is export:
+        result = run(export, "--tag", "tfidf_hsgd_tiny", "--latest")
+        assert "leave out --latest" in result.stderr
+    else:
         assert run(command, "-m", "tfidf_hsgd", *file).exit_code == 2

@@ -44,18 +44,34 @@ def test_push_and_pull_a_folder(here: Store, there: Store, tmp_path: Path) -> No
     configure(there, {"remotes": {"only": {"url": f"file://{url}"}}})
     one, two = fill(here, [0.9, 0.1])
     here.label(one.tag, {"team": "nlp"})
-    run = CliRunner()
+    run, elsewhere = CliRunner(), {"KTT_ROOT": str(there.layout.root)}
     for arguments in (["push", str(one.tag)], ["push", str(two.tag), "--remote", "b"]):
         result = run.invoke(command.main, arguments)
         assert result.exit_code == 0, result.output
-    assert there.pull("tfidf_hsgd_fake:best").info.labels == {"team": "nlp"}
+    found = there.pull("tfidf_hsgd_fake:best")
+    assert (found.info.labels, found.was_here) == ({"team": "nlp"}, False)
     assert len(there.list()) == 1
     assert (here.layout.root / "own" / "tfidf_hsgd" / "fake").is_dir()
     before = files_below(there.layout.weights)
-    assert there.pull("tfidf_hsgd_fake").tag == one.tag  # is here already: nothing happens
+    assert there.pull("tfidf_hsgd_fake").was_here  # nothing happens
+    result = run.invoke(command.main, ["pull", "tfidf_hsgd_fake"], env=elsewhere)
+    assert f"{one.tag} was here already" in result.output
     assert files_below(there.layout.weights) == before
     result = run.invoke(command.main, ["pull", str(two.tag), "--remote", "b"])
     assert result.exit_code == 0, result.output
+
+
+def test_pull_proposes_aliases_of_the_remote(here: Store, there: Store, tmp_path: Path) -> None:
+    for store in (here, there):
+        configure(store, {"remotes": {"a": {"url": str(tmp_path / "shared")}}})
+    (one,) = fill(here, [0.5])
+    here.alias(one.tag, "production")
+    here.push("tfidf_hsgd_fake:production")
+    with pytest.raises(UserError, match="Did you mean 'production'"):
+        there.pull("tfidf_hsgd_fake:producton")
+    assert there.pull("tfidf_hsgd_fake").aliases == ()  # only the one that was asked for
+    found = there.pull("tfidf_hsgd_fake:production")
+    assert (found.aliases, found.was_here) == (("production",), True)
 
 
 def test_a_remote_that_holds_something_else_changes_nothing(
