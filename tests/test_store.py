@@ -369,7 +369,7 @@ def test_compare_tells_of_other_rows_and_settings(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one, two = FakeModel(), FakeModel()
-    one.info["fingerprint"], two.info["fingerprint"] = "one", "other"
+    one.info["fingerprint"], two.info["fingerprint"] = "Q" * 64, "Z" * 64
     one.config |= {"display_name": "One", "layers": {"size": 3}}
     two.config |= {"display_name": "Two", "layers": {"size": 4}}
     shown = compared(store, monkeypatch, one, two)
@@ -377,6 +377,7 @@ def test_compare_tells_of_other_rows_and_settings(
     assert "Settings that differ" in shown
     assert ["layers", "size", "3", "4"] in [line.split() for line in shown.splitlines()]
     assert "display" not in shown
+    assert shown.count("Q") == shown.count("Z") == 64  # folded, not cut
 
 
 def test_list_says_whose_rows_figures_are_of(store: Store) -> None:

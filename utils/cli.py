@@ -114,9 +114,10 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) 
 
     grid = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     for place, column in enumerate(columns):
-        grid.add_column(
-            column, justify="right" if place else "left", no_wrap=not place, overflow="fold"
-        )
+        if place:
+            grid.add_column(column, justify="right", overflow="fold")
+        else:
+            grid.add_column(column, no_wrap=True)
     for row in rows:
         grid.add_row(*[_cell(value) for value in row])
     console().print(grid)
