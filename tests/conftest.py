@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 # Tests run side by side on tiny models: more threads each would only stand in each other's way.
@@ -14,6 +15,9 @@ import pytest
 
 from tests.tiny import write_tiny_dataset
 from utils.paths import Layout
+
+# What runs in the background inherits that interrupts are ignored, and passes it on.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture

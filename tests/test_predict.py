@@ -476,13 +476,7 @@ def test_json_that_is_no_table(tmp_path: Path, model: Any) -> None:
 def start(root: Path, *arguments: object, **values: Any) -> subprocess.Popen[bytes]:
     command = [sys.executable, PROJECT_ROOT / "predict.py", "-m", QUICK, "-d", "tiny", *arguments]
     environment = os.environ | {"KTT_ROOT": str(root)}
-
-    def heed_interrupts() -> None:  # what runs in the background inherits that they are ignored
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-    return subprocess.Popen(
-        list(map(str, command)), env=environment, preexec_fn=heed_interrupts, **values
-    )
+    return subprocess.Popen(list(map(str, command)), env=environment, **values)
 
 
 def test_standard_input_to_standard_output(root: Path, model: Any) -> None:

@@ -20,6 +20,7 @@ from tests.tiny import tiny_rows, write_rows
 from utils.checkpoints import read_checkpoint
 from utils.files import TEMPORARY_PREFIX
 from utils.paths import PROJECT_ROOT, Layout
+from utils.store.changes import LOCK
 from utils.tracking import read_events
 
 pytestmark = pytest.mark.slow
@@ -148,5 +149,5 @@ def test_a_killed_runs_leavings_are_hidden(tmp_path: Path) -> None:
             assert (
                 path.is_dir()
                 or path.suffix in (".pt", ".json")
-                or path.name.startswith(TEMPORARY_PREFIX)
+                or path.name.startswith((TEMPORARY_PREFIX, LOCK))
             )
