@@ -17,7 +17,7 @@ from utils.errors import UserError, unknown
 from utils.files import read_json, staging, write_json
 from utils.paths import Layout
 from utils.store import archive, remotes
-from utils.store.changes import locked, publish, remove, run_files
+from utils.store.changes import locked, publish, remove
 from utils.store.choosing import Entries, parse_filter, resolved, sorted_by
 from utils.store.entries import Comparison, Entry, compare
 from utils.store.info import (
@@ -31,6 +31,7 @@ from utils.store.info import (
 )
 from utils.store.objects import write_objects
 from utils.store.remotes import Place
+from utils.store.saying import check_mappings, check_methods, check_model, merged, said
 from utils.store.shelf import Shelf
 from utils.store.tags import (
     BEST,
@@ -39,6 +40,7 @@ from utils.store.tags import (
     checked_version,
     parse_tag,
 )
+from utils.store.travelling import archived, verified
 
 ALIASES = "aliases.json"
 
@@ -166,14 +168,14 @@ class Store:
         metrics
             Figures of the test rows.
         """
-        _check_model(model)
+        check_model(model)
         dataset = dataset or model.info.get("dataset")
         if not dataset:
             raise UserError("Say which dataset the model was trained on: save_model(model, NAME).")
         self.check_name(model.name, dataset, name)
         made = said(name, labels, metadata, signatures)
-        _check_methods(made.signatures)
-        _check_mappings(custom_objects=custom_objects, metrics=metrics)
+        check_methods(made.signatures)
+        check_mappings(custom_objects=custom_objects, metrics=metrics)
         with (
             staging(self.layout.weight_dir(model.name, dataset)) as staged,
             new_run(self.layout, model.name, dataset) as run,
@@ -182,7 +184,7 @@ class Store:
             model.info = surroundings() | model.info | {"dataset": dataset}
             model.save(place.best)
             known = info_of(checkpoint_meta(place.best) | {"test": dict(metrics or {})})
-            _write(place, _merged(known, made))
+            _write(place, merged(known, made))
             if custom_objects:
                 write_objects(staged / f"objects_{run.time}", custom_objects)
             self._publish(run, staged, model.name, dataset, name)
@@ -209,7 +211,7 @@ class Store:
             old = read_info(run) if (run.folder / entry_file(run)).exists() else Info()
             given = said(name or old.name, old.labels | dict(labels or {}), old.metadata,
                                old.signatures)  # fmt: skip
-            _write(run, _merged(info_of(facts), given))
+            _write(run, merged(info_of(facts), given))
         return self.get(Tag(model=model, dataset=dataset, version=time))
 
     def check_name(self, model: str, dataset: str, name: str | None) -> None:
@@ -370,7 +372,7 @@ class Store:
 
     def _write_archive(self, entry: Entry, place: Place) -> None:
         dvc.ensure(self.layout, entry.run.best)
-        files = _archived(entry)
+        files = archived(entry)
         with tempfile.TemporaryDirectory(prefix="ktt-store-") as folder:
             described = Run(folder=Path(folder), time=entry.version)
             _write(described, entry.info)  # also of a run that was trained before there was a store
@@ -411,7 +413,7 @@ class Store:
             return self._existing(head, skip_existing, name)
         with staging(run.folder) as staged:
             found.extract(staged)
-            info = _verified(staged, head)
+            info = verified(staged, head)
             if name:
                 info = replace(info, name=checked_version("Run", name))
             _write(Run(folder=staged, time=head.time), info)
@@ -484,118 +486,9 @@ class Store:
         return replace(self.alias(found.tag, wanted.version), was_here=found.was_here)
 
 
-def said(
-    name: str | None,
-    labels: Mapping[str, str] | None,
-    metadata: Mapping[str, Any] | None,
-    signatures: Mapping[str, Any] | None,
-) -> Info:
-    """What a user says about a run.
-
-    Raises
-    ------
-    UserError
-        It cannot be kept.
-    """
-    from utils.runner import Signature
-
-    _check_mappings(labels=labels, metadata=metadata, signatures=signatures)
-    methods = {
-        key: one if isinstance(one, Signature) else Signature.from_dict(one)
-        for key, one in (signatures or {}).items()
-    }
-    values = {
-        "name": None if name is None else checked_version("Run", name),
-        "labels": dict(checked_label(*one) for one in (labels or {}).items()),
-        "metadata": dict(metadata or {}),
-        "signatures": {key: one.to_dict() for key, one in methods.items()},
-    }
-    return Info.from_dict(values, "What is said about the model")
-
-
-def _check_model(model: Any) -> None:
-    if not (isinstance(getattr(model, "info", None), dict) and isinstance(model.name, str)):
-        raise UserError(f"Give save_model a trained model, not a {type(model).__name__}.")
-
-
-def _check_mappings(**given: Any) -> None:
-    """Refuse what is no mapping from names, where one belongs."""
-    for name, value in given.items():
-        if value is not None and not (
-            isinstance(value, Mapping) and all(isinstance(key, str) for key in value)
-        ):
-            raise UserError(f"{name} {value!r} cannot be used: give {{NAME: VALUE, …}}.")
-
-
-def _check_methods(names: Iterable[str]) -> None:
-    """Refuse signatures of methods that no runner of a trained model has."""
-    from utils.runner import DEFAULT_SIGNATURES
-
-    for name in names:
-        if name not in DEFAULT_SIGNATURES:
-            raise unknown("method", name, DEFAULT_SIGNATURES)
-
-
-def _merged(known: Info, told: Info) -> Info:
-    """What a training left, with what the user says about it."""
-    return replace(
-        known, name=told.name, labels=told.labels, metadata=told.metadata,
-        signatures=told.signatures,
-    )  # fmt: skip
-
-
 def _write(run: Run, info: Info) -> None:
     write_json(run.folder / entry_file(run), {"format": FORMAT, **info.to_dict()})
 
 
 def _is_folder(place: Place) -> bool:
     return place.url.endswith("/") or bool(place.path and place.path.is_dir())
-
-
-def _archived(entry: Entry) -> list[Path]:
-    """The files that travel: the best checkpoint, what was measured, and the custom objects."""
-    if not entry.run.best.exists():
-        raise UserError(f"{entry.tag} has no best checkpoint yet: {entry.run.best} is missing.")
-    found: list[Path] = []
-    for path in run_files(entry.run):
-        if path.is_dir():
-            found += sorted(file for file in path.iterdir() if file.is_file())
-        elif path.name.startswith(f"best_{entry.version}") and path.suffix != ".dvc":
-            found.append(path)
-    return found
-
-
-def _verified(staged: Path, head: archive.Head) -> Info:
-    """What an archive's own files say, if that is what its manifest says.
-
-    Raises
-    ------
-    UserError
-        It is not: whole, but put together by somebody else.
-    """
-    try:
-        return _consistent(Run(folder=staged, time=head.time), head)
-    except (
-        ArithmeticError,
-        AttributeError,
-        TypeError,
-        ValueError,
-    ) as error:  # values of any type where others belong
-        raise UserError(
-            f"The archive's checkpoint or entry is not as KTT writes them ({error}). "
-            "Nothing was imported."
-        ) from error
-
-
-def _consistent(run: Run, head: archive.Head) -> Info:
-    meta = checkpoint_meta(run.best)
-    trained = meta.get("info", {}).get("dataset", head.dataset)
-    if (meta.get("model"), trained) != (head.model, head.dataset):
-        raise UserError(
-            f"The archive's manifest says {head.model}_{head.dataset}, its checkpoint is of "
-            f"{meta.get('model')!r} on {trained!r}. Nothing was imported."
-        )
-    entry = run.folder / entry_file(run)
-    info = Info.from_dict(read_json(entry), entry.name) if entry.exists() else info_of(meta)
-    said(info.name, info.labels, info.metadata, info.signatures)
-    return info
