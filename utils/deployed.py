@@ -244,10 +244,11 @@ def container_environment() -> dict[str, str] | None:
     if shutil.which("docker") and _succeeds(["docker", "info"]):
         return dict(os.environ)
     default = PROJECT_ROOT.parent / "shared" / "containers" / "engine.sh"
-    engine = Path(os.environ.get("KTT_CONTAINER_ENGINE") or default)
+    engine = Path(os.environ.get("KTT_CONTAINER_ENGINE") or default).absolute()
     if not engine.is_file():
         return None
-    subprocess.run([str(engine), "up"], check=True, stdout=subprocess.DEVNULL, timeout=900)
+    # It stays, so it must not stand in a folder that may go: it could start no container then.
+    subprocess.run([str(engine), "up"], check=True, stdout=subprocess.DEVNULL, timeout=900, cwd="/")
     exports = subprocess.run([str(engine), "env"], check=True, capture_output=True, text=True)
     pairs = [word.partition("=") for word in exports.stdout.split() if "=" in word]
     return {**os.environ, **{name: value.strip("'\"") for name, _, value in pairs}}
