@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -130,10 +131,14 @@ def test_two_processes_save_and_delete_at_random(tmp_path: Path) -> None:
     store = Store(Layout(tmp_path))
     workers = [start(tmp_path, "both", number, SECONDS) for number in ("1", "2")]
     rounds = 0
-    while any(worker.poll() is None for worker in workers):
-        check_listed(store)
-        rounds += 1
-    outputs = [worker.communicate() for worker in workers]
+    with (
+        ThreadPoolExecutor() as pool
+    ):  # what they say is read meanwhile: a full pipe would stop them
+        said = [pool.submit(worker.communicate) for worker in workers]
+        while any(worker.poll() is None for worker in workers):
+            check_listed(store)
+            rounds += 1
+        outputs = [one.result() for one in said]
     assert [worker.returncode for worker in workers] == [0, 0], outputs
     lines = [line.split() for out, _ in outputs for line in out.splitlines() if line != "ready"]
     saved = {tag: float(accuracy) for what, tag, accuracy in lines if what == "saved"}
