@@ -131,9 +131,7 @@ def test_two_processes_save_and_delete_at_random(tmp_path: Path) -> None:
     store = Store(Layout(tmp_path))
     workers = [start(tmp_path, "both", number, SECONDS) for number in ("1", "2")]
     rounds = 0
-    with (
-        ThreadPoolExecutor() as pool
-    ):  # what they say is read meanwhile: a full pipe would stop them
+    with ThreadPoolExecutor() as pool:  # a pipe that nobody reads would stop them
         said = [pool.submit(worker.communicate) for worker in workers]
         while any(worker.poll() is None for worker in workers):
             check_listed(store)
