@@ -8,8 +8,10 @@ import math
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,10 +24,10 @@ from prometheus_client.parser import text_string_to_metric_families
 from monitor_app import app_of
 from monitor_drift import Rows
 from monitor_reference import load_setup
-from monitor_report import Reports
+from monitor_report import Reports, with_line
 from monitor_service import Monitor
 from monitor_tree import SetupError, Tree
-from monitor_window import NAME, NotKept
+from monitor_window import NAME, NotKept, span
 from tests.monitoring import FEATURES, Traffic, body_of, hierarchy, scores_of, tree, write_folder
 from utils.paths import PROJECT_ROOT
 
@@ -123,6 +125,37 @@ def test_metrics_tell_what_the_last_calculation_found(
     assert held["ktt_stopped_early_share"]["window",] == pytest.approx(stopped)
 
 
+def test_it_says_which_rows_its_figures_are_about_and_how_old_they_are(
+    client: FlaskClient, monitor: Monitor, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Monitor, "alive", True)
+    for first, came in ((0, 1_790_000_000.0), (50, 1_789_999_990.0)):  # the clock is set back
+        clock = SimpleNamespace(time=lambda now=came: now)
+        monkeypatch.setattr("monitor_window.time", clock)
+        ids = [f"{first + row:032x}" for row in range(50)]
+        client.post("/iterate", json=body_of(Traffic(tree()).draw(rng, 50), ids))
+    clock = SimpleNamespace(time=lambda: 1_790_000_600.0, monotonic=time.monotonic)
+    monkeypatch.setattr("monitor_service.time", clock)
+    monitor.attempt()
+    assert client.get("/healthz").text == (
+        "ok: 100 rows from 2026-09-21 14:13:10 UTC to 2026-09-21 14:13:20 UTC, "
+        "calculated 2026-09-21 14:23:20 UTC\n"
+    )
+    assert _one(client, "ktt_window_oldest_row_timestamp_seconds") == 1_789_999_990
+    assert _one(client, "ktt_window_newest_row_timestamp_seconds") == 1_790_000_000
+    assert _one(client, "ktt_last_calculation_timestamp_seconds") == 1_790_000_600
+    assert _one(client, "ktt_calculation_period_seconds") == 60
+    assert time.time() - _one(client, "process_start_time_seconds") < 3600
+
+
+def test_reports_say_what_they_are_about() -> None:
+    about = span(1500, 0, 3600)
+    assert about == "1,500 rows from 1970-01-01 00:00:00 UTC to 1970-01-01 01:00:00 UTC"
+    page = with_line("<html><head></head><body>\n<div></div></body></html>", f"{about} & <b>")
+    assert page.startswith("<html><head></head><body><p ")
+    assert f">{about} &amp; &lt;b&gt;</p>\n<div></div></body></html>" in page
+
+
 def test_a_calculation_that_fails_is_counted_and_the_next_one_works(
     client: FlaskClient,
     monitor: Monitor,
@@ -147,7 +180,10 @@ def test_the_thread_calculates_at_once_and_ends_when_told(
 ) -> None:
     assert client.get("/livez").status_code == client.get("/healthz").status_code == 503
     monitor.start()
-    assert all(client.get(path).status_code == 200 for path in ("/livez", "/healthz", "/readyz"))
+    for path in ("/livez", "/healthz", "/readyz"):
+        answer = client.get(path)
+        assert answer.status_code == 200
+        assert answer.text.startswith("ok")
     for _ in range(100):
         if monitor.metrics.snapshot.number:
             break
@@ -155,6 +191,7 @@ def test_the_thread_calculates_at_once_and_ends_when_told(
     assert monitor.metrics.snapshot.number == 1
     monitor.stop()
     assert not monitor.alive
+    assert "no rows, calculated 2" in monitor.state
 
 
 def test_class_names_of_any_kind_are_labels(tmp_path: Path, rng: np.random.Generator) -> None:
@@ -480,6 +517,25 @@ def test_a_window_of_other_weights_is_moved_aside(
         monitor.stop()
     assert kept == [0, 10, 0]
     assert (folder / "data" / f"{NAME}.other-model").exists()
+
+
+def test_a_window_of_another_format_is_moved_aside_and_called_that(
+    folder: Path, rng: np.random.Generator, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = folder / "data" / NAME
+    path.parent.mkdir()
+    with contextlib.closing(sqlite3.connect(path)) as old:  # its tables have other columns
+        old.execute("CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL)")
+        old.execute("CREATE TABLE answers (seq INTEGER PRIMARY KEY, class INTEGER)")
+        old.execute("INSERT INTO meta VALUES ('format', '1')")
+        old.commit()
+    monitor = _monitor(folder)
+    body = json.dumps(body_of(Traffic(tree()).draw(rng, 10))).encode()
+    assert monitor.iterate(body) == len(monitor.window.rows()) == 10
+    monitor.stop()
+    assert path.with_name(f"{NAME}.other-format").exists()
+    assert "it is in format 1, not" in caplog.text
+    assert "model" not in caplog.text
 
 
 def test_a_full_disk_is_told_and_ends_by_itself(

@@ -103,7 +103,7 @@ def _tell(app: Flask, monitor: Monitor, reports: Reports) -> None:
             return line("The calculation has ended.", 503)
         if not monitor.metrics.writable:
             return line("The window cannot be kept: see the log.", 503)
-        return line("ok")
+        return line(monitor.state)
 
     @app.get("/report")
     def report() -> Response:

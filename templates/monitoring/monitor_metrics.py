@@ -11,6 +11,7 @@ import numpy as np
 from prometheus_client import (
     CollectorRegistry,
     Counter,
+    ProcessCollector,
     disable_created_metrics,
     generate_latest,
 )
@@ -39,13 +40,23 @@ class Summary:
 
 @dataclass(frozen=True, kw_only=True)
 class Snapshot:
-    """What one calculation has found."""
+    """What one calculation has found.
+
+    Parameters
+    ----------
+    since, until
+        When the first and the last of the rows came; times are in seconds since 1970.
+    finished
+        When the calculation ended; 0 if there was none yet.
+    """
 
     number: int = 0
     findings: tuple[Finding, ...] = ()
     performance: Figures = field(default_factory=dict)
     summary: Summary
     rows: int = 0
+    since: float = math.nan
+    until: float = math.nan
     labelled: int = 0
     seconds: float = 0.0
     finished: float = 0.0
@@ -89,6 +100,8 @@ class Metrics(Collector):
     ----------
     labels
         ``model`` and ``dataset``.
+    period
+        Seconds between calculations.
     snapshot
         What there is before the first calculation.
     """
@@ -97,6 +110,7 @@ class Metrics(Collector):
         self,
         labels: dict[str, str],
         window_size: int,
+        period: float,
         reference_rows: int,
         reference: Summary,
         accuracy: float,
@@ -104,6 +118,7 @@ class Metrics(Collector):
     ) -> None:
         self.labels = labels
         self.window_size, self.reference_rows = window_size, reference_rows
+        self.period = period
         self.reference, self.accuracy = reference, accuracy
         self.snapshot = snapshot
         self.writable = True
@@ -117,6 +132,7 @@ class Metrics(Collector):
         for outcome in ("matched", "waiting", "unknown"):
             self.feedback.labels(outcome)
         self.registry.register(self)
+        ProcessCollector(registry=self.registry)  # memory, and since when it runs
         self._lock = threading.Lock()
 
     def _counter(self, name: str, what: str, labels: tuple[str, ...] = ()) -> Counter:
@@ -134,10 +150,13 @@ class Metrics(Collector):
         for name, what, value in (
             ("ktt_window_rows", "Rows in the window.", now.rows),
             ("ktt_window_size", "Rows that the window has when it is full.", self.window_size),
+            ("ktt_window_oldest_row_timestamp_seconds", "When the first of them came.", now.since),
+            ("ktt_window_newest_row_timestamp_seconds", "When the last of them came.", now.until),
             ("ktt_window_labelled_rows", "Answers with a known true class.", now.labelled),
             ("ktt_window_writable", "Whether rows can be kept (0: disk full).", self.writable),
             ("ktt_reference_rows", "Rows of the reference set.", self.reference_rows),
             ("ktt_reference_accuracy", "Right answers in the reference set.", self.accuracy),
+            ("ktt_calculation_period_seconds", "Time between calculations.", self.period),
             ("ktt_calculation_seconds", "Time that the last calculation took.", now.seconds),
             (
                 "ktt_last_calculation_timestamp_seconds",

@@ -7,6 +7,7 @@ FOLDER DATA OUT` makes one report.
 from __future__ import annotations
 
 import contextlib
+import html
 import logging
 import os
 import subprocess
@@ -29,6 +30,7 @@ FRESH = 120  # seconds for which a report is shown though there has been a new c
 CLASSES = 30  # most frequent ones of a level that the report shows
 FEATURES = 24
 ROWS = 5_000
+EMPTY_PAGE = "<!doctype html><meta charset=utf-8><title>Report</title><body>"
 
 log = logging.getLogger("monitoring")
 
@@ -133,21 +135,37 @@ def frequent_classes(rows: Rows, tree: Tree) -> list[list[str]]:
 def make(folder: Path, data: Path, out: Path) -> None:
     """Write the report."""
     import numpy as np
-    from evidently import DataDefinition, Dataset, Report
-    from evidently.presets import DataDriftPreset
 
     from monitor_reference import load_setup
-    from monitor_window import Window
+    from monitor_window import Window, span, utc
 
     setup = load_setup(folder)
-    tree, reference = setup.columns.tree, setup.reference
-    current = Window(data, setup.columns, setup.settings.window_size).rows()
+    kept, reference = (
+        Window(data, setup.columns, setup.settings.window_size).kept(),
+        setup.reference,
+    )
     if len(reference) > ROWS:
         picks = np.random.default_rng(0).choice(len(reference), ROWS, replace=False)
         reference = reference.take(picks)
-    if not len(current):
-        out.write_text("<!doctype html><meta charset=utf-8><p>No rows have come yet.", "utf-8")
-        return
+    about = (
+        f"{span(len(kept.rows), kept.since, kept.until)}, compared with {len(reference):,} of the "
+        f"{len(setup.reference):,} rows of the reference set. Calculated {utc(time.time())}."
+    )
+    page = _compared(kept.rows, reference, setup.columns.tree) if len(kept.rows) else EMPTY_PAGE
+    out.write_text(with_line(page, about), "utf-8")
+
+
+def with_line(page: str, text: str) -> str:
+    """A page with a line of text above all that it shows."""
+    head, body, rest = page.partition("<body>")
+    return f'{head}{body}<p style="font-family: sans-serif">{html.escape(text)}</p>{rest}'
+
+
+def _compared(current: Rows, reference: Rows, tree: Tree) -> str:
+    """Evidently's page."""
+    from evidently import DataDefinition, Dataset, Report
+    from evidently.presets import DataDriftPreset
+
     shown = frequent_classes(reference, tree)
     old, new = frame(reference, tree, shown), frame(current, tree, shown)
     for column in ("length",):
@@ -162,7 +180,8 @@ def make(folder: Path, data: Path, out: Path) -> None:
         Dataset.from_pandas(new, data_definition=definition),
         Dataset.from_pandas(old, data_definition=definition),
     )
-    result.save_html(str(out))
+    page: str = result.get_html_str(as_iframe=False)
+    return page
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from monitor_drift import Detector, Rows
 from monitor_metrics import Metrics, Snapshot, summarize
 from monitor_performance import metric_names, performance
 from monitor_reference import Setup, load_service
-from monitor_window import NotKept, Window
+from monitor_window import NotKept, Window, span, utc
 from monitor_wire import Refused, read_feedback, read_rows
 
 log = logging.getLogger("monitoring")
@@ -46,6 +46,7 @@ class Monitor:
         self.metrics = Metrics(
             labels,
             window_size=self.settings.window_size,
+            period=self.settings.calculation_period_sec,
             reference_rows=len(setup.reference),
             reference=summarize(setup.reference, self.tree),
             accuracy=setup.accuracy,
@@ -138,6 +139,15 @@ class Monitor:
         """Whether calculations still happen."""
         return self._thread is not None and self._thread.is_alive()
 
+    @property
+    def state(self) -> str:
+        """What the figures are about, and how old they are."""
+        now = self.metrics.snapshot
+        if not now.number:
+            return "ok: nothing is calculated yet"
+        about = span(now.rows, now.since, now.until)
+        return f"ok: {about}, calculated {utc(now.finished)}"
+
     def _run(self) -> None:
         while True:
             started = time.monotonic()
@@ -161,13 +171,16 @@ class Monitor:
         """Compare the window with the reference and put the figures in place."""
         started = time.monotonic()
         self.detector.learn()
-        rows, labelled = self.window.rows(), self.window.labelled()
+        kept, labelled = self.window.kept(), self.window.labelled()
+        rows = kept.rows
         self.metrics.snapshot = Snapshot(
             number=self.metrics.snapshot.number + 1,
             findings=tuple(self.detector.compare(rows)),
             performance=performance(labelled, self.settings, self.setup.columns),
             summary=summarize(rows, self.tree),
             rows=len(rows),
+            since=kept.since,
+            until=kept.until,
             labelled=len(labelled),
             seconds=time.monotonic() - started,
             finished=time.time(),

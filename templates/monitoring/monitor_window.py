@@ -14,8 +14,10 @@ import logging
 import math
 import sqlite3
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +26,7 @@ from monitor_drift import Rows
 from monitor_tree import Ints
 from monitor_wire import Answered, Columns, Scores
 
-FORMAT = "2"
+FORMAT = "3"
 NAME = "window.sqlite"
 HISTORY = 50_000  # answers that feedback can still be about
 WAITING = 10_000  # feedback that has come before its row
@@ -32,7 +34,7 @@ TABLES = """
 CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS rows (
     seq INTEGER PRIMARY KEY, class INTEGER NOT NULL, confidence REAL NOT NULL, length REAL,
-    features BLOB NOT NULL);
+    features BLOB NOT NULL, came REAL NOT NULL);
 CREATE TABLE IF NOT EXISTS answers (
     seq INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT UNIQUE, class INTEGER NOT NULL,
     confidence REAL NOT NULL, scores TEXT NOT NULL, truth INTEGER);
@@ -49,7 +51,34 @@ class NotKept(Exception):
 
 
 class _Other(Exception):
-    """The file is the window of another model or of other weights."""
+    """The file is a window that cannot be gone on with: what it is called now, and why."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Kept:
+    """The window's rows.
+
+    Parameters
+    ----------
+    rows
+        Oldest first.
+    since, until
+        When the first and the last of them came, in seconds since 1970; NaN without rows.
+    """
+
+    rows: Rows
+    since: float = math.nan
+    until: float = math.nan
+
+
+def span(rows: int, since: float, until: float) -> str:
+    """How many rows, from when to when."""
+    return f"{rows:,} rows from {utc(since)} to {utc(until)}" if rows else "no rows"
+
+
+def utc(seconds: float) -> str:
+    """A time since 1970 as people read it."""
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -140,8 +169,8 @@ class Window:
         if self._held is None:
             try:
                 self._held = self._connected()
-            except _Other:
-                self._aside("other-model", "it was kept for another model, or other weights of it")
+            except _Other as other:
+                self._aside(*other.args)
                 self._held = self._connected()
             except sqlite3.OperationalError:
                 raise
@@ -167,14 +196,21 @@ class Window:
         found = held.execute("PRAGMA quick_check(1)").fetchone()
         if found != ("ok",):
             raise sqlite3.DatabaseError("its check failed")
+        self._refuse_others(held)  # before its tables are touched, which may be others
         held.executescript(TABLES)
-        kept = dict(held.execute("SELECT name, value FROM meta"))
-        if kept and kept != {"format": FORMAT, "model": self._print}:
-            raise _Other
         held.executemany(
             "INSERT OR IGNORE INTO meta VALUES (?, ?)",
             [("format", FORMAT), ("model", self._print)],
         )
+
+    def _refuse_others(self, held: sqlite3.Connection) -> None:
+        if not held.execute("SELECT 1 FROM sqlite_master WHERE name = 'meta'").fetchone():
+            return
+        kept = dict(held.execute("SELECT name, value FROM meta"))
+        if kept.get("format", FORMAT) != FORMAT:
+            raise _Other("other-format", f"it is in format {kept['format']}, not {FORMAT}")
+        if kept.get("model", self._print) != self._print:
+            raise _Other("other-model", "it was kept for another model, or other weights of it")
 
     def _aside(self, kind: str, why: str) -> None:
         """Move the file out of the way; the one moved before it is gone then."""
@@ -209,6 +245,7 @@ class Window:
         """Insert what is not there yet, by numbers from `first` on."""
         rows = batch.rows
         classes, confidence = rows.classes.tolist(), rows.confidence.tolist()
+        now = time.time()
         scores = (json.dumps(pairs) for pairs in batch.scores)
         held.executemany(
             "INSERT OR IGNORE INTO answers (seq, id, class, confidence, scores) "
@@ -219,9 +256,9 @@ class Window:
         new = [seq for (seq,) in found]
         lengths = [None if math.isnan(length) else length for length in rows.length.tolist()]
         held.executemany(
-            "INSERT INTO rows VALUES (?, ?, ?, ?, ?)",
+            "INSERT INTO rows VALUES (?, ?, ?, ?, ?, ?)",
             (
-                (seq, classes[at], confidence[at], lengths[at], rows.features[at].tobytes())
+                (seq, classes[at], confidence[at], lengths[at], rows.features[at].tobytes(), now)
                 for seq in new[-self.size :]
                 for at in (seq - first,)
             ),
@@ -269,20 +306,27 @@ class Window:
 
     # -- reading ------------------------------------------------------------------------------
 
-    def rows(self) -> Rows:
-        """The window, oldest row first."""
+    def kept(self) -> Kept:
+        """The window, and from when to when it is."""
         with self._use() as held:
             found = held.execute(
-                "SELECT class, confidence, length, features FROM rows ORDER BY seq DESC LIMIT ?",
+                "SELECT class, confidence, length, features, came FROM rows "
+                "ORDER BY seq DESC LIMIT ?",
                 (self.size,),
             ).fetchall()[::-1]
         features = np.frombuffer(b"".join(row[3] for row in found), dtype=np.float32)
-        return Rows(
+        rows = Rows(
             classes=np.array([row[0] for row in found], dtype=np.int64),
             features=features.reshape(len(found), self.columns.features).astype(np.float64),
             confidence=np.array([row[1] for row in found], dtype=np.float64),
             length=np.array([math.nan if row[2] is None else row[2] for row in found]),
         )
+        came = [row[4] for row in found]  # in no order, if the clock has been set meanwhile
+        return Kept(rows=rows, since=min(came), until=max(came)) if came else Kept(rows=rows)
+
+    def rows(self) -> Rows:
+        """The window, oldest row first."""
+        return self.kept().rows
 
     def labelled(self) -> Labelled:
         """The newest answers with a true class, as many as the window has rows."""

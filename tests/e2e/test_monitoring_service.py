@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -339,6 +340,8 @@ def test_evidentlys_report_is_shown(python: str, tmp_path: Path, rng: np.random.
         assert answer.status == 200
         page = answer.text
         assert all(name in page for name in ("level 1", "confidence", "length", "feature 0"))
+        assert re.search(r"<p [^>]*>120 rows from 2.* UTC to 2.* UTC, compared with 400 of", page)
+        assert re.search(r"Calculated 2.* UTC\.</p>", page)
         assert "sandbox" in answer.headers["Content-Security-Policy"]
     finally:
         made.end(signal.SIGKILL)
