@@ -67,9 +67,6 @@ def show_list(entries: list[Entry], sort: str | None, others: set[Tag]) -> None:
     cli.lines(["tag", "names", *map(_head, shown), "size", "labels", *last], rows)
     if others:
         cli.say(CHANGED)
-    for entry in entries:
-        if entry.info.problem:
-            cli.note(f"Warning: {entry.tag}: {entry.info.problem}")
 
 
 def _head(figure: str) -> str:
@@ -171,7 +168,8 @@ def main(verbose: bool) -> None:
 def list_command(filters: tuple[list[str], ...], sort: str | None, output: str) -> None:
     """List the models."""
     store = Store()
-    found = store.list([text for group in filters for text in group], sort)
+    wanted = [text for group in filters for text in group]
+    found = store.list(wanted, sort, tell=lambda problem: cli.note(f"Warning: {_shown(problem)}"))
     if output == "json":
         _say_json([entry.to_dict() for entry in found])
     elif found:

@@ -549,7 +549,7 @@ def test_a_damaged_entry_says_so_and_how_to_go_on(store: Store, values: Any) -> 
     entry = fill(store, [0.5])[0]
     file = entry.run.folder / f"entry_{entry.version}.json"
     file.write_text(json.dumps({"format": 1, **values}))
-    assert json.loads(said("list", "-o", "json"))[0]["problem"]
+    assert json.loads(run("list", "-o", "json").stdout)[0]["problem"]
     result = run("list", "--sort", "seconds")
     assert result.exit_code == 0
     assert "Remove the file" in result.stderr
@@ -565,9 +565,39 @@ def test_a_checkpoint_with_a_figure_that_no_float_holds(store: Store) -> None:
 
 @pytest.mark.parametrize("content", ["[]", "nope", '{"a": 1}', "[" * 100_000])
 def test_damaged_aliases_say_how_to_go_on(store: Store, content: str) -> None:
-    entry = fill(store, [0.5])[0]
-    (entry.run.folder / "aliases.json").write_text(content)
-    refused(run("list"), "aliases.json", "remove it and set the aliases again")
+    high, low = fill(store, [0.9, 0.5])
+    store.alias(high.tag, "production")
+    other = store.save_model(FakeModel("other"), name="kept")
+    (high.run.folder / "aliases.json").write_text(content)
+    listed = run("list")
+    assert "3 models" in listed.stdout
+    assert listed.stderr.startswith(f"Warning: {high.run.folder / 'aliases.json'} is ")
+    assert listed.stderr.count("Remove aliases.json and set the aliases again") == 1
+    tag = "tfidf_hsgd_fake"
+    for given in (
+        ("get", f"{tag}:production"), ("delete", f"{low.tag}", "-y"), ("alias", f"{low.tag}", "p"),
+        ("delete", f"{low.tag}", "-y", "--with-aliases"), ("alias", f"{tag}:p", "--remove"),
+    ):  # fmt: skip
+        refused(run(*given), "aliases.json", "Remove aliases.json")
+    assert (store.get(f"{tag}:best").tag, store.get(tag).tag) == (high.tag, low.tag)
+    assert store.get("tfidf_hsgd_other:kept") == other
+    with pytest.raises(UserError, match=r"Remove aliases\.json"):
+        store.save_model(FakeModel(), name="v1")
+    assert len(store.list()) == 3
+
+
+def test_a_damaged_entry_keeps_its_figures(store: Store, tmp_path: Path) -> None:
+    high, low = fill(store, [0.9, 0.5])
+    (high.run.folder / f"entry_{high.version}.json").write_text("{")
+    assert store.get("tfidf_hsgd_fake:best").tag == high.tag
+    listed = run("list", "--filter", "label=team")
+    assert "no model fits" in listed.stdout
+    assert f"Warning: {high.tag}: " in listed.stderr
+    refused(run("get", "tfidf_hsgd_fake:mine"), "Unknown version", "Remove the file")
+    refused(run("export", str(high.tag), str(tmp_path)), "Remove the file")
+    assert not list(tmp_path.glob("*.kttmodel"))
+    said("delete", str(high.tag), "-y")
+    assert store.list() == [low]
 
 
 def test_nothing_that_a_terminal_obeys_is_printed(store: Store) -> None:

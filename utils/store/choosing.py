@@ -74,7 +74,9 @@ def resolved(entries: Entries, wanted: Tag, by: str, others: Iterable[str] = ())
     if begun:
         several = ", ".join(entry.version for entry in begun)
         raise UserError(f"{wanted} may be any of {several}: write more of it.")
-    raise unknown(f"version of {wanted.model}_{wanted.dataset}", version, known)
+    error = unknown(f"version of {wanted.model}_{wanted.dataset}", version, known)
+    unread = [problem for entry in entries for problem in entry.problems]
+    raise UserError(f"{error.message} Not all could be read: {unread[0]}") if unread else error
 
 
 def _best(entries: Entries, wanted: Tag, by: str) -> Entry:

@@ -34,8 +34,8 @@ class Entry:
         Its files.
     info
         What is known about it.
-    aliases
-        Names that lead here until they are moved.
+    aliases, aliases_problem
+        Names that lead here until they are moved; or why they are not known.
     layout
         The project's folders.
     was_here
@@ -47,6 +47,7 @@ class Entry:
     run: Run
     info: Info
     aliases: tuple[str, ...] = ()
+    aliases_problem: str = ""
     layout: Layout = field(compare=False)
     was_here: bool = field(default=False, compare=False)
 
@@ -63,6 +64,12 @@ class Entry:
     def tag(self) -> Tag:
         """The tag that leads here for good."""
         return Tag(model=self.model, dataset=self.dataset, version=self.version)
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """What could not be read of it, and what to do about that."""
+        own = f"{self.tag}: {self.info.problem}" if self.info.problem else ""
+        return tuple(filter(None, (own, self.aliases_problem)))
 
     @property
     def path(self) -> Path:
@@ -138,6 +145,7 @@ class Entry:
             "path": str(self.path),
             "bytes": self.bytes,
             **self.info.to_dict(),
+            **({"problem": " ".join(self.problems)} if self.problems else {}),
             "signatures": {name: one.to_dict() for name, one in self.signatures.items()},
             "custom_objects": list(self.custom_objects),
         }

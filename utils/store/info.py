@@ -9,8 +9,7 @@ import re
 import subprocess
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
-from pathlib import Path
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from utils.checkpoints import Run, checkpoint_meta
@@ -58,7 +57,7 @@ class Info:
     seconds
         How long the training took, validation included.
     problem
-        Why nothing of this is known, if so.
+        Why nothing of this is known, or not what the user said, if so.
     """
 
     name: str | None = None
@@ -109,7 +108,7 @@ class Info:
         """
         if not isinstance(values, dict) or values.get("format", FORMAT) != FORMAT:
             raise UserError(f"{origin} is no entry of a store that this version of KTT reads.")
-        known = {part.name: part for part in fields(cls)}
+        known = {part.name for part in fields(cls)} - {"problem"}
         given = {key: value for key, value in values.items() if key in known}
         wrong = [key for key, value in given.items() if not (_fits(key, value) and _plain(value))]
         if not wrong and not _are_signatures(given.get("signatures", {})):
@@ -120,7 +119,7 @@ class Info:
 
 
 _KINDS: dict[str, Any] = {
-    "name": str | None, "created": str, "fingerprint": str, "host": str, "problem": str,
+    "name": str | None, "created": str, "fingerprint": str, "host": str,
     "seed": int | None, "seconds": int | float | None, "text_columns": list,
 }  # fmt: skip
 _VALUES: dict[str, Any] = {
@@ -177,11 +176,26 @@ def entry_file(run: Run) -> str:
 
 
 def read_info(run: Run) -> Info:
-    """What is known of a run: the store's file, else what train.py wrote before there was one."""
+    """What is known of a run: the store's file, else what train.py wrote before there was one.
+
+    Where the store's file is damaged, that has to do; it knows no name and no labels.
+    """
     origin = run.folder / entry_file(run)
     try:
         if origin.exists():
-            return _kept(origin)
+            return Info.from_dict(read_json(origin), str(origin))
+    except UserError as error:
+        problem = (
+            f"{error.message} Remove the file: what the checkpoint says counts then, without name "
+            "and labels."
+        )
+        return replace(_measured(run), problem=problem)
+    return _measured(run)
+
+
+def _measured(run: Run) -> Info:
+    """What train.py wrote about a run."""
+    try:
         if run.metrics.exists():
             return info_of(read_json(run.metrics))
         checkpoint = run.last if run.last.exists() and not run.best.exists() else run.best
@@ -190,16 +204,6 @@ def read_info(run: Run) -> Info:
         return info_of(checkpoint_meta(checkpoint))
     except (UserError, ArithmeticError, AttributeError, TypeError, ValueError) as error:
         return Info(problem=str(error))
-
-
-def _kept(origin: Path) -> Info:
-    try:
-        return Info.from_dict(read_json(origin), str(origin))
-    except UserError as error:
-        raise UserError(
-            f"{error.message} Remove the file: what the checkpoint says counts then, without name "
-            "and labels."
-        ) from error
 
 
 def info_of(facts: Mapping[str, Any]) -> Info:

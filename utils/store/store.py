@@ -5,8 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from utils.errors import UserError, unknown
 from utils.files import read_json, staging, write_json
 from utils.paths import Layout
 from utils.store import archive, remotes
+from utils.store.aliases import known_aliases, read_aliases, write_aliases
 from utils.store.changes import locked, publish, remove
 from utils.store.choosing import Entries, parse_filter, resolved, sorted_by
 from utils.store.entries import Comparison, Entry, compare
@@ -42,8 +42,6 @@ from utils.store.tags import (
 )
 from utils.store.travelling import archived, verified
 
-ALIASES = "aliases.json"
-
 
 class Store:
     """The trained models of a project.
@@ -59,7 +57,13 @@ class Store:
 
     # -- looking ------------------------------------------------------------------------------
 
-    def list(self, filters: Iterable[str] = (), sort: str | None = None) -> Entries:
+    def list(
+        self,
+        filters: Iterable[str] = (),
+        sort: str | None = None,
+        *,
+        tell: Callable[[str], None] = lambda problem: None,
+    ) -> Entries:
         """All entries, pair by pair and oldest first.
 
         Parameters
@@ -70,6 +74,8 @@ class Store:
         sort
             A figure, such as ``leaf_accuracy`` (of the validation rows) or
             ``test.leaf_macro_f1``: best first, those without it last.
+        tell
+            Is told each file that cannot be read: what stands in it fits no filter.
         """
         wanted = [parse_filter(text) for text in filters]
         pairs = [
@@ -78,6 +84,8 @@ class Store:
             if all({"model": model, "dataset": dataset}.get(k, v) == v for k, v in wanted)
         ]
         found = [entry for pair in pairs for entry in self._entries(*pair)]
+        for problem in dict.fromkeys(text for entry in found for text in entry.problems):
+            tell(problem)
         found = [entry for entry in found if all(entry.matches(*one) for one in wanted)]
         return sorted_by(found, sort) if sort else found
 
@@ -122,11 +130,12 @@ class Store:
 
     def _entries(self, model: str, dataset: str) -> Entries:
         """Entries of a pair, oldest first; one that goes meanwhile is left out."""
-        aliases = self.aliases(model, dataset)
+        aliases, problem = known_aliases(self.layout.weight_dir(model, dataset))
         found = [
             Entry(
                 model=model, dataset=dataset, run=run, info=read_info(run), layout=self.layout,
                 aliases=tuple(sorted(name for name, time in aliases.items() if time == run.time)),
+                aliases_problem=problem,
             )
             for run in runs(self.layout, model, dataset)
         ]  # fmt: skip
@@ -224,6 +233,7 @@ class Store:
         if name is None:
             return
         checked_version("Run", name)
+        self.aliases(model, dataset)  # if they cannot be read, nobody knows whether it is free
         for entry in self._entries(model, dataset):
             if entry.version != besides and name in (entry.info.name, *entry.aliases):
                 raise UserError(
@@ -262,7 +272,7 @@ class Store:
             kept = self.aliases(entry.model, entry.dataset)
             if entry.aliases:
                 left = {key: time for key, time in kept.items() if time != entry.version}
-                write_json(entry.run.folder / ALIASES, left)
+                write_aliases(entry.run.folder, left)
             remove(entry.run)
         return entry
 
@@ -301,7 +311,7 @@ class Store:
 
     def _check_known(self, entry: Entry) -> None:
         if entry.info.problem:
-            raise UserError(f"{entry.tag} cannot be changed: {entry.info.problem}")
+            raise UserError(f"{entry.tag} has to be read for that: {entry.info.problem}")
 
     def alias(self, tag: str | Tag, name: str) -> Entry:
         """Let a name of the pair lead to an entry from now on, wherever it led before."""
@@ -316,7 +326,7 @@ class Store:
 
     def _set_alias(self, entry: Entry, name: str) -> None:
         known = self.aliases(entry.model, entry.dataset)
-        write_json(entry.run.folder / ALIASES, known | {name: entry.version})
+        write_aliases(entry.run.folder, known | {name: entry.version})
 
     def remove_alias(self, tag: str | Tag) -> Entry:
         """Remove the alias that a tag ends with.
@@ -333,20 +343,12 @@ class Store:
                 raise unknown("alias", wanted.version, known)
             entry = self.get(wanted)
             del known[wanted.version]
-            write_json(entry.run.folder / ALIASES, known)
+            write_aliases(entry.run.folder, known)
         return entry
 
     def aliases(self, model: str, dataset: str) -> dict[str, str]:
         """Time of the run that each alias of a pair leads to."""
-        file = self.layout.weight_dir(model, dataset) / ALIASES
-        if not file.exists():
-            return {}
-        found = None
-        with suppress(UserError):
-            found = read_json(file)
-        if not isinstance(found, dict) or not all(isinstance(x, str) for x in found.values()):
-            raise UserError(f"{file} is damaged: remove it and set the aliases again.")
-        return found
+        return read_aliases(self.layout.weight_dir(model, dataset))
 
     # -- archives -----------------------------------------------------------------------------
 
@@ -363,15 +365,23 @@ class Store:
         str
             Where it is.
         """
-        entry, place = self.get(tag), Place(url=str(target))
+        entry, place = self._complete(tag), Place(url=str(target))
         if _is_folder(place):
             name = archive.archive_name(entry.model, entry.dataset, entry.version)
             place = place / name
         self._write_archive(entry, place)
         return str(place)
 
+    def _complete(self, tag: str | Tag) -> Entry:
+        """An entry with all that travels, also what DVC has yet to fetch."""
+        entry = self.get(tag)
+        run = entry.run
+        dvc.ensure(self.layout, run.best, run.metrics, run.reference(run.best))
+        entry = self.get(entry.tag)
+        self._check_known(entry)
+        return entry
+
     def _write_archive(self, entry: Entry, place: Place) -> None:
-        dvc.ensure(self.layout, entry.run.best)
         files = archived(entry)
         with tempfile.TemporaryDirectory(prefix="ktt-store-") as folder:
             described = Run(folder=Path(folder), time=entry.version)
@@ -455,7 +465,7 @@ class Store:
             Where it is.
         """
         wanted = self._parsed(tag)
-        entry = self.get(wanted)
+        entry = self._complete(wanted)
         shelf = Shelf(remotes.remote(self.layout, remote), entry.model, entry.dataset)
         place = shelf.archive(entry.version)
         self._write_archive(entry, place)
@@ -473,6 +483,8 @@ class Store:
         entries, others = shelf.entries(self.layout, wanted.version)
         entry = resolved(entries, wanted, BY, others)
         place = shelf.archive(entry.version)
+        if entry.aliases:
+            self.aliases(entry.model, entry.dataset)  # can be set only if they can be read
         with remotes.opened(place) as (stream, size):
             held = archive.Archive(stream, str(place), size)
             if held.head.tag != entry.tag:
