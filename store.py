@@ -14,7 +14,7 @@ import click
 from utils import cli
 from utils.errors import UserError
 from utils.store import Comparison, Entry, Store, Tag
-from utils.store.datasets import trained_on_others
+from utils.store.datasets import changes
 from utils.store.info import BY, TEST
 from utils.store.tags import parse_labels
 
@@ -170,10 +170,11 @@ def list_command(filters: tuple[list[str], ...], sort: str | None, output: str) 
     store = Store()
     wanted = [text for group in filters for text in group]
     found = store.list(wanted, sort, tell=lambda problem: cli.note(f"Warning: {_shown(problem)}"))
+    marks = changes(store.layout, found)
     if output == "json":
-        _say_json([entry.to_dict() for entry in found])
+        _say_json([entry.to_dict() | {"dataset_changed": marks[entry.tag]} for entry in found])
     elif found:
-        show_list(found, sort, trained_on_others(store.layout, found))
+        show_list(found, sort, {tag for tag, changed in marks.items() if changed})
     else:
         cli.say(NONE_FITS if filters else EMPTY)
 

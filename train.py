@@ -157,20 +157,22 @@ def _begin(
     layout: Layout, cls: type[Model], config: Any, dataset: Dataset, options: Options
 ) -> Iterator[tuple[Run, Model]]:
     """A new run with a fresh model, or the newest unfinished run with its last checkpoint."""
-    from utils.checkpoints import new_run
+    from utils.checkpoints import held, new_run
 
     folder = layout.weight_dir(cls.name, dataset.name)
     _check_writable(folder)
-    if options.resume and (found := _unfinished(layout, cls, config, dataset, options)):
-        cli.say(f"Resuming the run of {found[0].time} after epoch {found[1].info['epoch']}")
-        _tell(cls, found[0], resumed=True)
-        yield found
-        return
+    if options.resume and (old := _begun(layout, cls.name, dataset.name)):
+        with held(old):
+            if model := _unfinished(old, cls, config, dataset, options):
+                cli.say(f"Resuming the run of {old.time} after epoch {model.info['epoch']}")
+                _tell(cls, old, resumed=True)
+                yield old, model
+                return
     if options.resume:
         cli.say(f"Nothing to resume in {folder}: starting from the beginning")
     model = cls(dataset.hierarchy, config)
     model.info = _provenance(dataset, options)
-    with new_run(layout, cls.name, dataset.name) as run:
+    with new_run(layout, cls.name, dataset.name) as run, held(run):
         _tell(cls, run, resumed=False)
         yield run, model
 
@@ -201,45 +203,49 @@ def _follow(
         pass
 
 
+def _begun(layout: Layout, model: str, dataset: str) -> Run | None:
+    """The newest run that has finished an epoch."""
+    from utils import dvc
+    from utils.checkpoints import runs
+
+    for run in reversed(runs(layout, model, dataset)):
+        dvc.ensure(layout, run.last, run.best, run.metrics)
+        if run.last.exists():
+            return run
+    return None
+
+
 def _unfinished(
-    layout: Layout, cls: type[Model], config: Any, dataset: Dataset, options: Options
-) -> tuple[Run, Model] | None:
-    """The newest run that has finished an epoch, if it is this command's and is not complete.
+    run: Run, cls: type[Model], config: Any, dataset: Dataset, options: Options
+) -> Model | None:
+    """The model of a run, if that is this command's and is not complete.
 
     Raises
     ------
     UserError
         It is complete, or not complete and of another command.
     """
-    from utils import dvc
-    from utils.checkpoints import runs
-
-    for run in reversed(runs(layout, cls.name, dataset.name)):
-        dvc.ensure(layout, run.last, run.best, run.metrics)
-        if not run.last.exists():
-            continue
-        model = cls.from_checkpoint(run.last, resumable=True)
-        total = options.epochs or int(model.info["epochs"])
-        complete = run.metrics.exists() and int(model.info["epoch"]) >= total
-        difference = _difference(model, config, dataset, options)
-        if complete and difference:
-            return None
-        if complete:
-            raise UserError(
-                f"The run of {run.time} is complete: see {run.metrics}. Train anew without "
-                "--resume, or give it more epochs with -e."
-            )
-        if difference:
-            raise UserError(
-                f"The run of {run.time} had {difference}. Restore that to resume, or train anew "
-                "without --resume."
-            )
-        if not run.best.exists():
-            raise UserError(
-                f"{run.best} is missing beside {run.last.name}. Train anew without --resume."
-            )
-        return run, model
-    return None
+    model = cls.from_checkpoint(run.last, resumable=True)
+    total = options.epochs or int(model.info["epochs"])
+    complete = run.metrics.exists() and int(model.info["epoch"]) >= total
+    difference = _difference(model, config, dataset, options)
+    if complete and difference:
+        return None
+    if complete:
+        raise UserError(
+            f"The run of {run.time} is complete: see {run.metrics}. Train anew without "
+            "--resume, or give it more epochs with -e."
+        )
+    if difference:
+        raise UserError(
+            f"The run of {run.time} had {difference}. Restore that to resume, or train anew "
+            "without --resume."
+        )
+    if not run.best.exists():
+        raise UserError(
+            f"{run.best} is missing beside {run.last.name}. Train anew without --resume."
+        )
+    return model
 
 
 def _check_writable(folder: Path) -> None:

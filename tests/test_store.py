@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import errno
 import json
 import subprocess
@@ -126,6 +127,20 @@ def test_best_follows_the_figure(store: Store) -> None:
     assert store.get("tfidf_hsgd_fake:best", by="test.leaf_accuracy") == low
     assert store.list(sort="nll") == [low, high]
     assert store.list(sort="leaf_accuracy") == [high, low]
+
+
+def test_a_run_of_a_wrong_clock_is_not_the_latest_for_ever(store: Store) -> None:
+    (entry,) = fill(store, [0.5])
+    for moment in ("2199-01-01T00:00:00", "1970-01-01T00:00:00"):
+        FakeModel(accuracy=0.9).save(entry.run.folder / f"best_{moment}.pt")
+    assert store.get("tfidf_hsgd_fake").tag == entry.tag
+    assert find_checkpoint(store.layout, "tfidf_hsgd", "fake") == entry.path
+    assert [one.version[:4] for one in store.list()] == ["2199", "1970", entry.version[:4]]
+    (second,) = fill(store, [0.5])
+    assert store.get("tfidf_hsgd_fake:latest").tag == second.tag
+    tomorrow = (datetime.datetime.now() + datetime.timedelta(hours=14)).isoformat()[:19]
+    FakeModel().save(entry.run.folder / f"best_{tomorrow}.pt")  # of another time zone
+    assert store.get("tfidf_hsgd_fake").version == tomorrow
 
 
 def test_epochs_are_those_that_the_command_line_asked_for() -> None:
@@ -405,6 +420,10 @@ def test_list_marks_runs_of_other_rows(
         return [line.split()[1] for line in lines if line.endswith("  changed")]
 
     assert marked() == ["old"]
+    listed = json.loads(said("list", "-o", "json"))
+    assert {entry["name"]: entry["dataset_changed"] for entry in listed} == {
+        "old": True, "new": False, "unknown": None, "without": None,
+    }  # fmt: skip
     assert "not trained on what the dataset holds now" in said("list")
     monkeypatch.setattr("utils.store.datasets.MOST_BYTES", 1)  # compared with the newest run
     assert marked() == ["old"]
@@ -605,6 +624,20 @@ def test_nothing_that_a_terminal_obeys_is_printed(store: Store) -> None:
     file = entry.run.folder / f"entry_{entry.version}.json"
     file.write_text(json.dumps({"format": 1, "name": "a\033[31m", "labels": {"b": "\033[2J"}}))
     assert "\033" not in said("list") + said("label", str(entry.tag), "c=1")
+
+
+def test_a_file_system_without_locks_is_one_line(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = fill(store, [0.5])[0]
+
+    def flock(*_: Any) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    for arguments in (("delete", str(entry.tag), "-y"), ("label", str(entry.tag), "a=b")):
+        refused(run(*arguments), "No locks available", "KTT_ROOT")
+    assert store.list() == [entry]
 
 
 def test_a_folder_that_cannot_be_written_is_one_line(

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -11,9 +14,12 @@ from click.testing import CliRunner, Result
 import evaluate
 import export
 import predict
+import store as store_command
 import train
 from tests.tiny import write_tiny_dataset
-from utils.paths import Layout
+from utils.checkpoints import BUSY, Run, held
+from utils.errors import UserError
+from utils.paths import PROJECT_ROOT, Layout
 from utils.store import Store
 
 
@@ -70,6 +76,53 @@ def test_a_name_that_is_taken_during_the_training_loses_no_run(
     first, second = Store(layout).list()
     assert (first.info.name, second.info.name) == ("first", None)
     assert second.info.labels == {"team": "nlp"}
+
+
+TRAINING = """
+import time, train
+
+def finish(*_):
+    print("trained", flush=True)
+    time.sleep(600)
+
+train._finish = finish
+train.main(["-m", "tfidf_hsgd", "-d", "tiny"])
+"""
+
+
+def test_a_run_in_training_is_not_deleted(layout: Layout, tiny: str) -> None:
+    training = subprocess.Popen(
+        [sys.executable, "-c", TRAINING], cwd=PROJECT_ROOT, stdout=subprocess.PIPE, text=True,
+        env=os.environ | {"KTT_ROOT": str(layout.root)},
+    )  # fmt: skip
+    try:
+        assert training.stdout
+        assert "trained\n" in training.stdout
+        store = Store(layout)
+        (entry,) = store.list()
+        store.alias(entry.tag, "production")
+        result = run(store_command, "delete", str(entry.tag), "-y", "--with-aliases")
+        assert result.exit_code == 1
+        assert result.stderr.startswith("Error: Another process is at work on the run of")
+        assert store.get("tfidf_hsgd_tiny:production").path.exists()
+    finally:
+        training.kill()  # with no chance to say so
+        training.communicate()
+    assert run(store_command, "delete", str(entry.tag), "-y", "--with-aliases").exit_code == 0
+    assert not store.list()
+    assert not list(entry.run.folder.glob(f"{BUSY}*"))
+
+
+def test_a_run_is_held_once(layout: Layout) -> None:
+    one = Run(folder=layout.weight_dir("tfidf_hsgd", "tiny"), time="2026-01-01T00:00:00")
+    with held(one):
+        with pytest.raises(UserError, match="Another process is at work"), held(one):
+            pass
+        with held(Run(folder=one.folder, time="2026-01-01T00:00:01")):
+            pass
+    with held(one):
+        pass
+    assert not list(one.folder.iterdir())
 
 
 def test_commands_take_a_tag(layout: Layout, tiny: str) -> None:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import datetime
 import json
+import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 
 from utils import dvc
 from utils.errors import UserError
-from utils.files import TEMPORARY_PREFIX, atomic_path
+from utils.files import TEMPORARY_PREFIX, atomic_path, lock
 from utils.paths import Layout, is_name
 
 Arrays = dict[str, NDArray[Any]]
@@ -33,6 +34,8 @@ HIDDEN = ".hidden-"
 GONE = ".gone-"
 """Before the time of a run that was removed so soon that the clock has not passed it: no other
 run may have that time, or a tag would mean two models."""
+BUSY = ".busy-"
+"""Before the time of a run that a process trains or removes; it holds a lock on that file."""
 _STEM = re.compile(r"(best|last)_(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)")
 
 
@@ -132,12 +135,22 @@ class Run:
 
 
 def runs(layout: Layout, model: str, dataset: str) -> list[Run]:
-    """All runs of a (model, dataset) pair, oldest first."""
+    """All runs of a (model, dataset) pair, `oldest_first`."""
     folder = layout.weight_dir(model, dataset)
     times = _times(folder)
     # looked at last: a run that was being put there when its files were listed is whole by now
     hidden = {mark.name.removeprefix(HIDDEN) for mark in folder.glob(f"{HIDDEN}*")}
-    return [Run(folder=folder, time=time) for time in sorted(times - hidden)]
+    return [Run(folder=folder, time=time) for time in oldest_first(times - hidden)]
+
+
+def oldest_first(times: Iterable[str]) -> list[str]:
+    """Times of runs in their order.
+
+    One that lies more than a day ahead, as no time zone does, is of a clock that was wrong: were
+    it the newest, no later run ever would be. It counts as the oldest.
+    """
+    soon = (datetime.datetime.now() + datetime.timedelta(days=1)).isoformat()
+    return sorted(times, key=lambda time: (time < soon, time))
 
 
 def _times(folder: Path) -> set[str]:
@@ -189,6 +202,39 @@ def _mark(folder: Path, time: str) -> bool:
         return True
     mark.unlink(missing_ok=True)
     return False
+
+
+@contextmanager
+def held(run: Run) -> Iterator[None]:
+    """Keep a run for oneself, to train or to remove it; the kernel ends that with the process.
+
+    Raises
+    ------
+    UserError
+        Another process has it, or the file system knows no locks.
+    """
+    path = run.folder / f"{BUSY}{run.time}"
+    busy = (
+        f"Another process is at work on the run of {run.time} in {run.folder}: wait until it has "
+        "finished, or end it."
+    )
+    while True:
+        with lock(path, busy) as file:
+            if not _is_at(path, file.fileno()):
+                continue  # the one that had it removed it meanwhile
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+            return
+
+
+def _is_at(path: Path, descriptor: int) -> bool:
+    """Whether an open file is the one that its path leads to."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
 
 
 def find_checkpoint(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import json
 import os
 import shutil
@@ -11,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,6 +53,36 @@ def explained(path: Path) -> Iterator[None]:
         if folder not in (named, *named.parents) and named not in folder.parents:
             raise  # about something else, that was read meanwhile
         raise _refused(path, error) from error
+
+
+@contextmanager
+def lock(path: Path, busy: str | None = None) -> Iterator[TextIOWrapper]:
+    """Hold a lock on a file, which is made for that; the kernel takes it from a process that dies.
+
+    Parameters
+    ----------
+    busy
+        What to say if another process holds it; None: wait for that one.
+
+    Raises
+    ------
+    UserError
+        Another process holds it, or there can be none.
+    """
+    with explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("a")
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (fcntl.LOCK_NB if busy else 0))
+        except BlockingIOError as error:
+            raise UserError(busy or str(error)) from error
+        except OSError as error:
+            raise UserError(
+                f"Cannot lock {path}: {error.strerror}. Choose a root (KTT_ROOT) on a file system "
+                "with flock."
+            ) from error
+        yield file
 
 
 def is_device(path: Path) -> bool:

@@ -9,7 +9,6 @@ and what it hides is removed.
 from __future__ import annotations
 
 import datetime
-import fcntl
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +16,7 @@ from pathlib import Path
 
 from utils.checkpoints import GONE, HIDDEN, Run
 from utils.errors import UserError
-from utils.files import TEMPORARY_PREFIX, explained, move_in, remove_all
+from utils.files import TEMPORARY_PREFIX, explained, lock, move_in, remove_all
 from utils.paths import Layout
 
 LOCK = ".store.lock"
@@ -32,15 +31,7 @@ def locked(layout: Layout) -> Iterator[None]:
     UserError
         The store cannot be written.
     """
-    try:
-        layout.weights.mkdir(parents=True, exist_ok=True)
-        file = (layout.weights / LOCK).open("a")
-    except OSError as error:
-        raise UserError(
-            f"Cannot write {layout.weights}: {error.strerror}. Choose a writable root (KTT_ROOT)."
-        ) from error
-    with file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with lock(layout.weights / LOCK):
         yield
 
 
@@ -68,7 +59,7 @@ def publish(run: Run, staged: Path) -> None:
 
 
 def remove(run: Run) -> None:
-    """Remove a run with all that belongs to it; only under the lock."""
+    """Remove a run with all that belongs to it; only under the lock, and while it is `held`."""
     recover(run.folder)
     with _hidden(run):
         _clear(run)

@@ -13,11 +13,11 @@ MOST_BYTES = 1 << 26
 """Of all datasets that are read for one list: 0.05 s."""
 
 
-def trained_on_others(layout: Layout, entries: Sequence[Entry]) -> set[Tag]:
-    """The entries that were not trained on what their dataset holds now.
+def changes(layout: Layout, entries: Sequence[Entry]) -> dict[Tag, bool | None]:
+    """Whether the dataset of each entry holds other rows now than it was trained on.
 
-    Whether they were is not known where the dataset is not here. Of datasets that are too large
-    to be read for this, entries are compared with the newest of them.
+    None if that is not known: the dataset is not here, or the entry does not say. Of datasets that
+    are too large to be read for this, entries are compared with the newest of them.
     """
     present, room = {}, MOST_BYTES
     for entry in sorted(entries, key=lambda entry: entry.version, reverse=True):
@@ -25,11 +25,12 @@ def trained_on_others(layout: Layout, entries: Sequence[Entry]) -> set[Tag]:
             found, size = _present(layout, entry, room)
             present[entry.dataset] = found
             room -= size
-    return {
-        entry.tag
-        for entry in entries
-        if entry.info.fingerprint and present[entry.dataset] not in (None, entry.info.fingerprint)
-    }
+    return {entry.tag: _changed(entry, present.get(entry.dataset)) for entry in entries}
+
+
+def _changed(entry: Entry, present: str | None) -> bool | None:
+    trained = entry.info.fingerprint
+    return trained != present if trained and present else None
 
 
 def _present(layout: Layout, entry: Entry, room: int) -> tuple[str | None, int]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from utils.checkpoints import Run
+from utils.checkpoints import Run, oldest_first
 from utils.errors import UserError
 from utils.files import write_json
 from utils.paths import Layout
@@ -74,7 +74,7 @@ class Shelf:
                 aliases=(version,) if time == aliased else (),
                 layout=layout,
             )
-            for time in times
+            for time in oldest_first(times)
         ]
         others = [name for name in names if name.startswith(_ALIAS) and name != alias]
         return found, [name[len(_ALIAS) :].removesuffix(".json") for name in others]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from utils import dvc
-from utils.checkpoints import Run, checkpoint_meta, new_run, runs, trained_pairs
+from utils.checkpoints import Run, checkpoint_meta, held, new_run, runs, trained_pairs
 from utils.errors import UserError, unknown
 from utils.files import read_json, staging, write_json
 from utils.paths import Layout
@@ -261,6 +261,11 @@ class Store:
         -------
         Entry
             What was there.
+
+        Raises
+        ------
+        UserError
+            Aliases lead to it, or it is being trained.
         """
         with locked(self.layout):
             entry = self.exact(tag)
@@ -270,10 +275,11 @@ class Store:
                     "first (python store.py alias TAG NAME), or add --with-aliases."
                 )
             kept = self.aliases(entry.model, entry.dataset)
-            if entry.aliases:
-                left = {key: time for key, time in kept.items() if time != entry.version}
-                write_aliases(entry.run.folder, left)
-            remove(entry.run)
+            with held(entry.run):
+                if entry.aliases:
+                    left = {key: time for key, time in kept.items() if time != entry.version}
+                    write_aliases(entry.run.folder, left)
+                remove(entry.run)
         return entry
 
     def exact(self, tag: str | Tag) -> Entry:
