@@ -32,7 +32,8 @@ class Worker(ThreadWorker):
             client.sendall(f"{head}Content-Length: {len(status) + 1}\r\n\r\n{status}\n".encode())
 
 
-bind = f"0.0.0.0:{os.environ.get('KTT_MONITOR_PORT') or '5001'}"
+ADDRESS = os.environ.get("KTT_MONITOR_ADDRESS") or "127.0.0.1"  # it asks for no password
+bind = f"{ADDRESS}:{os.environ.get('KTT_MONITOR_PORT') or '5001'}"
 workers = 1  # the counters and the calculation are this process's
 worker_class = Worker
 threads = 8
