@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import pwd
 import shutil
-import socket
 import sqlite3
 import subprocess
 import tempfile
@@ -18,6 +17,8 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+
+from utils.server import free_port
 
 PASSWORD = "p@ss:/ %w'\\é"
 NODES = 5000
@@ -156,6 +157,24 @@ class PostgreSQL:
             if not alone:
                 connection.commit()
 
+    def wait_for_query(self, part: str, seconds: float) -> int:
+        """Wait until a query with `part` in it has run for so long; the process that runs it."""
+        statement = (
+            "SELECT pid FROM pg_stat_activity WHERE application_name = 'ktt' AND state = 'active' "
+            f"AND position('{part}' IN query) > 0 "
+            f"AND clock_timestamp() - query_start > interval '{seconds} s'"
+        )
+        end = time.monotonic() + _PATIENCE
+        with self.connect() as connection:
+            connection.adbc_connection.set_autocommit(True)
+            with connection.cursor() as cursor:
+                while time.monotonic() < end:
+                    cursor.execute(statement)
+                    if row := cursor.fetchone():
+                        return int(row[0])
+                    time.sleep(0.1)
+        raise TimeoutError(f"no query with {part}")
+
 
 @contextmanager
 def postgresql(binaries: Path) -> Iterator[PostgreSQL]:
@@ -269,13 +288,6 @@ def _unprivileged() -> dict[str, int] | None:
 
 def _as(person: dict[str, int] | None) -> dict[str, Any]:
     return {**person, "extra_groups": []} if person else {}
-
-
-def free_port() -> int:
-    """A port on which nobody listens."""
-    with closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _wait(port: int, process: subprocess.Popen[bytes]) -> None:

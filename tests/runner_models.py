@@ -34,7 +34,7 @@ class Recorder:
         self.most_busy = max(self.most_busy, self.busy)
         self.given.append(rows)
         time.sleep(self.seconds)
-        assert self.gate.wait(20)
+        assert self.gate.wait(120)
         self.busy -= 1
         return rows
 
@@ -80,7 +80,7 @@ class Fragile:
                 os.kill(os.getpid(), signal.SIGKILL)
             if kind == "sleep":
                 mark.touch()
-                time.sleep(30)
+                time.sleep(300)
             if kind == "odd":
                 raise TwoWords("odd", "error")
             if kind == "wrong":

@@ -34,18 +34,18 @@ def s3_server(folder: Path) -> Iterator[str]:
         )  # fmt: skip
     try:
         _wait(f"{address}/moto-api/", server)
-        with urlopen(Request(f"{address}/{BUCKET}", method="PUT"), timeout=10):
+        with urlopen(Request(f"{address}/{BUCKET}", method="PUT"), timeout=60):
             yield address
     finally:
         server.terminate()
-        server.wait(10)
+        server.wait(60)
 
 
 def _wait(url: str, server: subprocess.Popen[bytes]) -> None:
-    for _ in range(300):
+    for _ in range(600):
         assert server.poll() is None, "moto's server ended; see moto.log"
         try:
-            with urlopen(url, timeout=1):
+            with urlopen(url, timeout=10):
                 return
         except (URLError, OSError):
             time.sleep(0.1)

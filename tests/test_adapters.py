@@ -31,6 +31,7 @@ from utils.adapters.sources import _is_utf8
 from utils.adapters.splitting import TEST, TRAIN, VAL, Ratios, random_split, sample
 from utils.data import SPLITS, load_dataset
 from utils.errors import UserError
+from utils.files import TEMPORARY_PREFIX
 from utils.paths import PROJECT_ROOT, Layout
 
 
@@ -378,20 +379,22 @@ def test_help_is_quick_and_loads_nothing_heavy() -> None:
 
 @pytest.mark.slow
 def test_a_killed_run_leaves_no_half_dataset(layout: Layout, tmp_path: Path) -> None:
-    generator = np.random.default_rng(time.time_ns())
+    generator = np.random.default_rng(0)
     table = pd.DataFrame({"t": [f"text {i} " * 5 for i in range(60_000)]})
     table["c"] = [f"class {i % 50}" for i in range(len(table))]
     table.to_csv(tmp_path / "d.csv", index=False)
     command = [sys.executable, str(PROJECT_ROOT / "adapt.py"), "flat", str(tmp_path / "d.csv"), "d",
                "-t", "t", "-c", "c", "--no-dvc"]  # fmt: skip
     environment = {**os.environ, "KTT_ROOT": str(layout.root)}
-    start = time.perf_counter()
     subprocess.run(command, env=environment, check=True, capture_output=True)
-    whole = time.perf_counter() - start
     finished = 0
-    for _ in range(8):
+    for turn in range(8):
         process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
-        time.sleep(float(generator.uniform(0.3, 1.0)) * whole)
+        # soon after its start, or soon after it has begun to write
+        half_made = f"{TEMPORARY_PREFIX}{process.pid}-*"
+        while turn % 4 and process.poll() is None and not any(layout.datasets.glob(half_made)):
+            time.sleep(0.001)
+        time.sleep(float(generator.uniform(0, 0.1 if turn % 4 else 1.0)))
         process.send_signal(signal.SIGKILL)
         finished += process.wait() == 0
         assert layout.dataset_names() in (["d"], [])

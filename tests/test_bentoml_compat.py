@@ -16,7 +16,7 @@ pytest.importorskip("ktt_bentoml_compat", reason="pip install ./packages/bentoml
 
 def run(*argv: str, home: Path) -> subprocess.CompletedProcess[str]:
     env = {**os.environ, "BENTOML_HOME": str(home), "BENTOML_DO_NOT_TRACK": "True"}
-    return subprocess.run(argv, capture_output=True, text=True, env=env, timeout=60)
+    return subprocess.run(argv, capture_output=True, text=True, env=env, timeout=300)
 
 
 def python(code: str, home: Path) -> str:

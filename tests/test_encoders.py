@@ -5,7 +5,6 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -158,9 +157,12 @@ def test_no_such_folder(name: str) -> None:
 
 
 OFFLINE = """
-import sys
+import sys, time
 from utils.encoders import load_encoder
 from utils.errors import UserError
+def sleep(seconds):
+    raise AssertionError("nobody is to wait")
+time.sleep = sleep
 try:
     load_encoder("distilbert-base-uncased", pooling="auto", max_len=64)
 except UserError as error:
@@ -175,7 +177,6 @@ def test_without_network_there_are_three_ways_out_and_no_waiting(tmp_path: Path)
         "HF_ENDPOINT": "http://127.0.0.1:9",  # refuses at once
         "PYTHONPATH": str(PROJECT_ROOT),
     }
-    start = time.monotonic()
     done = subprocess.run(
         [sys.executable, "-c", OFFLINE],
         cwd=tmp_path,
@@ -189,7 +190,6 @@ def test_without_network_there_are_three_ways_out_and_no_waiting(tmp_path: Path)
     assert done.stderr.count("\n") == 1, done.stderr
     for way in ("--encoder minilm", "--encoder FOLDER", "HF_HOME"):
         assert way in done.stderr
-    assert time.monotonic() - start < 30
 
 
 def test_an_id_in_the_cache_needs_no_network(

@@ -157,10 +157,10 @@ def test_labels_are_unique_whatever_the_names() -> None:
 def test_ten_thousand_classes_from_a_million_rows_take_seconds(rng: np.random.Generator) -> None:
     rows = 1_000_000
     columns = [pa.array(rng.integers(0, n, rows).astype(str)) for n in (20, 25, 19)]
-    start = time.perf_counter()
+    start = time.process_time()  # not of whatever else runs here
     hierarchy, codes = Hierarchy.from_paths(columns)
     tree = hierarchy.full_depth()
     tree.extend_codes(codes, hierarchy)
     assert hierarchy.class_count == 20 + 500 + 9500
-    assert time.perf_counter() - start < 20
+    assert time.process_time() - start < 20
     assert len(json.dumps(hierarchy.to_dict())) < 1_000_000, "nothing quadratic is written"

@@ -184,7 +184,7 @@ def test_the_thread_calculates_at_once_and_ends_when_told(
         answer = client.get(path)
         assert answer.status_code == 200
         assert answer.text.startswith("ok")
-    for _ in range(100):
+    for _ in range(600):
         if monitor.metrics.snapshot.number:
             break
         monitor._stop.wait(0.1)

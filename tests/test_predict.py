@@ -542,7 +542,7 @@ def test_a_thread_runs_ahead_but_not_far() -> None:
 
     stream = ahead(numbers(), 2)
     assert next(stream) == 0
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while len(made) < 4 and time.monotonic() < deadline:
         time.sleep(0.01)
     time.sleep(0.05)
@@ -551,7 +551,7 @@ def test_a_thread_runs_ahead_but_not_far() -> None:
 
 
 def test_errors_cross_threads_and_closing_ends_them() -> None:
-    before = threading.active_count()
+    before = set(threading.enumerate())
 
     def broken() -> Any:
         yield 1
@@ -564,7 +564,7 @@ def test_errors_cross_threads_and_closing_ends_them() -> None:
     endless = ahead(x for x in ahead(iter(int, 1)))
     assert next(endless) == 0
     endless.close()
-    assert threading.active_count() == before
+    assert set(threading.enumerate()) <= before
 
 
 def test_rows_say_how_far_they_are(tmp_path: Path) -> None:

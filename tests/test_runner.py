@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import itertools
 import multiprocessing
 import os
 import signal
@@ -35,7 +36,7 @@ from utils.runner.batches import cut_result, joined, joined_results, kind_of, si
 from utils.runner.calls import Batch, Call, Line, Part
 from utils.runner.dispatch import Costs, Dispatcher, Gaps
 
-PATIENCE = 20.0
+PATIENCE = 60.0
 METHODS = ("double", "turned", "added", "short", "picky")
 
 
@@ -312,11 +313,10 @@ def test_nothing_is_answered_with_nothing() -> None:
 
 
 def test_a_lone_caller_does_not_wait_for_others() -> None:
-    with runner_of(Recorder(seconds=0.002), max_latency_ms=5000) as runner:
-        started = time.monotonic()
+    with runner_of(Recorder(seconds=0.002), max_latency_ms=2000 * PATIENCE) as runner:
         for n in range(100):
             runner.double.run([n])
-        assert time.monotonic() - started < 3
+            assert runner.counts.longest_wait < PATIENCE
 
 
 @pytest.mark.parametrize(("gap", "waits"), [(0.03, False), (0.0001, True)])
@@ -338,49 +338,97 @@ def test_a_call_waits_if_calls_come_more_quickly_than_a_batch_costs(
 
 
 def test_a_lone_call_after_a_crowd_waits_no_longer_than_a_batch_costs() -> None:
-    with runner_of(Recorder(seconds=0.01), max_latency_ms=5000) as runner:
+    with runner_of(Recorder(seconds=0.01), max_latency_ms=2000 * PATIENCE) as runner:
         for _ in range(3):
             for caller in [Caller(lambda: runner.double.run([1])) for _ in range(32)]:
                 caller.result()
-        started = time.monotonic()
         runner.double.run([1])
-        assert time.monotonic() - started < 1
+        assert runner.counts.longest_wait < PATIENCE
 
 
-def test_no_call_waits_longer_than_its_limit_and_one_batch() -> None:
-    batch, limit = 0.03, 0.02
-    with runner_of(Recorder(seconds=batch), max_latency_ms=1000 * limit) as runner:
-
-        def ask(number: int) -> None:
-            rng = np.random.default_rng(number)
-            for _ in range(6):
-                time.sleep(rng.uniform(0, 0.03))
-                runner.double.run([number])
-
-        for caller in [Caller(lambda n=number: ask(n)) for number in range(24)]:
-            caller.result()
-        counts = runner.counts
-    assert counts.longest_batch >= batch
-    assert batch / 2 < counts.longest_wait < limit + counts.longest_batch + 0.05
-    assert counts.batches < counts.calls / 3
+def test_the_longest_wait_and_batch_are_noted() -> None:
+    model = Recorder(seconds=0.03)
+    with runner_of(model) as runner:
+        with held(model, lambda: runner.double.run([0])):
+            second = Caller(lambda: runner.double.run([1]))
+            until(lambda: waiting(runner) == 1)
+            time.sleep(0.03)
+        assert second.result() == [2]
+        assert min(runner.counts.longest_wait, runner.counts.longest_batch) >= 0.03
 
 
-def test_waiting_for_others_pays_when_calls_come_quickly() -> None:
+class Doorbell:
+    """A condition for one thread: remembers whether anybody was to be woken."""
+
+    rung = False
+
+    def __enter__(self) -> None: ...
+    def __exit__(self, *_: object) -> None: ...
+
+    def notify(self) -> None:
+        self.rung = True
+
+
+def played(
+    latency: float, callers: int, turns: int, batch: float, pause: Callable[[], float]
+) -> tuple[list[float], list[int]]:
+    """Play callers that ask again after a pause, on a clock of its own: waits and batch sizes."""
+    dispatcher = Dispatcher(64, latency)
+    bell: Any = Doorbell()
+    dispatcher._changed = bell
+    line, left = Line("double"), dict.fromkeys(range(callers), turns)
+    due = {pause(): caller for caller in left}
+    waits: list[float] = []
+    sizes: list[int] = []
+    now = 0.0
+
+    def arrive(end: float) -> float:
+        """Let calls come until then, or until one rings."""
+        while due and (first := min(due)) <= end:
+            call = Call(1, due.pop(first))  # type: ignore[arg-type]
+            dispatcher.put(line, [Part(call, 0, (([1],), {}), 1, first)])
+            if bell.rung:
+                return first
+        return end
+
+    while due or dispatcher._queues:
+        found, wait = dispatcher._found(now)
+        if found is None:
+            dispatcher._idle, bell.rung = 1, False
+            now = arrive(max(due) if wait is None else now + wait)
+            dispatcher._idle, dispatcher._awaited = 0, None
+            continue
+        dispatcher._awaited, bell.rung = None, False
+        waits += [now - part.since for part in found.parts]
+        sizes.append(found.rows)
+        now = arrive(now + batch)
+        dispatcher.learn(found, batch)
+        for part in found.parts:
+            caller: Any = part.call._join
+            left[caller] -= 1
+            if left[caller]:
+                due[now + pause()] = caller
+    return waits, sizes
+
+
+@pytest.mark.parametrize("limit", [0.02, 0.002])
+def test_no_call_waits_longer_than_its_limit_and_one_batch(
+    rng: np.random.Generator, limit: float
+) -> None:
+    batch = 0.03
+    waits, sizes = played(limit, 24, 20, batch, lambda: rng.uniform(0, 0.03))
+    assert sum(sizes) == len(waits) == 24 * 20
+    assert batch / 2 < max(waits) <= limit + batch + 1e-9
+    assert len(sizes) < len(waits) / 3
+
+
+def test_waiting_for_others_pays_when_calls_come_quickly(rng: np.random.Generator) -> None:
     """Callers that come back in a burst are answered together, not the first of them alone."""
-
-    def batches(latency: float) -> float:
-        with runner_of(Recorder(seconds=0.02), max_latency_ms=latency) as runner:
-
-            def ask() -> None:
-                for _ in range(8):
-                    runner.double.run([1])
-
-            for caller in [Caller(ask) for _ in range(32)]:
-                caller.result()
-            return runner.counts.rows / runner.counts.batches
-
-    # at most 16 without: one that is first, then the others; three tries on a busy machine
-    assert any(batches(50) > 16 for _ in range(3))
+    with_limit, without = (
+        np.mean(played(latency, 32, 20, 0.02, lambda: rng.uniform(0, 0.002))[1])
+        for latency in (0.05, 0)
+    )
+    assert without < 17 < 24 < with_limit  # one that is first, then the others
 
 
 def test_costs_are_learned() -> None:
@@ -507,9 +555,8 @@ def test_closing_fails_what_a_stuck_model_leaves() -> None:
     with held(model, lambda: runner.double.run([0])) as first:
         calls = [Caller(lambda n=n: runner.double.run([n])) for n in range(3)]
         until(lambda: waiting(runner) == 3)
-        started = time.monotonic()
         runner.close(0.05)
-        assert time.monotonic() - started < 2
+        assert model.busy  # and was not waited for
         for call in (first, *calls):
             with pytest.raises(RunnerClosed, match="'test' was closed"):
                 call.result()
@@ -532,12 +579,12 @@ def test_many_at_the_moment_of_closing_never_hang() -> None:
         runner = runner_of(model, max_batch_size=4).init_local()
 
         def ask() -> int:
-            for n in range(10_000):
+            for n in itertools.count():
                 try:
                     assert runner.double.run([n]) == [2 * n]  # noqa: B023
                 except RunnerClosed:
-                    return n
-            return -1
+                    break
+            return n
 
         calls = [Caller(ask) for _ in range(8)]
         time.sleep(0.003 * turn)
@@ -546,12 +593,12 @@ def test_many_at_the_moment_of_closing_never_hang() -> None:
 
 
 def test_no_thread_is_left() -> None:
-    before = threading.active_count()
+    before = set(threading.enumerate())
     for _ in range(3):
         with runner_of(Recorder()) as runner:
             runner.double.run([1])
     gc.collect()
-    assert threading.active_count() == before
+    assert set(threading.enumerate()) <= before  # those of earlier tests may have ended
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
@@ -590,11 +637,17 @@ def test_workers_share_the_work_and_are_replaced(
     monkeypatch.setenv("KTT_CORES", "6")  # for two workers
     with workers_of(tmp_path, max_batch_size=4) as runner:
         rows = [f"row {n}" for n in range(200)]
-        found = runner.echo.run(rows)
-        assert [row for row, _ in found] == rows
+        seen: set[int] = set()
+
+        def both_seen() -> bool:
+            found = runner.echo.run(rows)
+            assert [row for row, _ in found] == rows
+            seen.update(pid for _, pid in found)
+            return len(seen) == 2
+
+        until(both_seen)
         pids = set(runner._opened().pids())
-        assert {pid for _, pid in found} == pids
-        assert len(pids) == 2
+        assert seen == pids
         assert os.getpid() not in pids
         assert runner.threads.run(["x"]) == ["3"]
         # an idle one is replaced before anybody asks

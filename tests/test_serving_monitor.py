@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from utils.errors import UserError
 from utils.serving_monitor import Reporter, Settings, Tally, monitor_address, rows_body
 
 LABELS = ["A", "A > B", 'C "quoted" 100%', "D > é\\n"]
-FAST = Settings(interval=0.05, timeout=0.3, first_wait=0.05, longest_wait=0.2, batch=50, limit=1000)
+FAST = Settings(interval=0.05, timeout=60, first_wait=0.05, longest_wait=0.2, batch=50, limit=1000)
 ROWS_SENT, ROWS_DROPPED, ROWS_REFUSED = (
     ("rows", outcome) for outcome in ("sent", "dropped", "refused")
 )
@@ -42,7 +43,7 @@ class Monitor:
         self.rows: list[list[Any]] = []
         self.feedback: list[dict[str, Any]] = []
         self.sizes: list[int] = []
-        self.connections = 0
+        self.connections = self.requests = self.hanging = 0
         self._open: set[socket.socket] = set()
         monitor = self
 
@@ -56,8 +57,12 @@ class Monitor:
 
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["Content-Length"]))
+                monitor.requests += 1
                 if monitor.hangs.is_set():
-                    monitor.release.wait(20)
+                    monitor.hanging += 1
+                    monitor.release.wait(120)
+                    monitor.hanging -= 1
+                    self.close_connection = True
                     return
                 if monitor.status == 200:
                     monitor.take(self.path, json.loads(body))
@@ -71,6 +76,7 @@ class Monitor:
 
         class Server(ThreadingHTTPServer):
             daemon_threads = True
+            allow_reuse_port = True  # of `kept`
 
             def handle_error(self, *_: Any) -> None:
                 """Clients that have gone are no news."""
@@ -95,6 +101,15 @@ class Monitor:
             with contextlib.suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
         self._thread.join()
+
+
+@contextlib.contextmanager
+def kept(port: int) -> Iterator[None]:
+    """Let nobody else have a port while no monitor listens on it."""
+    with socket.socket() as placeholder:
+        placeholder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        placeholder.bind(("127.0.0.1", port))
+        yield
 
 
 @pytest.fixture
@@ -139,8 +154,8 @@ def offer(reporter: Reporter, batches: int, rows: int = 10, first: int = 0) -> N
         reporter.offer(observed(rows, seed=number), names)
 
 
-def until(reached: Callable[[], bool], seconds: float = 10) -> None:
-    end = time.monotonic() + seconds
+def until(reached: Callable[[], bool]) -> None:
+    end = time.monotonic() + 60
     while not reached():
         assert time.monotonic() < end, "not in time"
         time.sleep(0.01)
@@ -202,13 +217,13 @@ def test_wide_rows_are_sent_in_bodies_that_the_monitor_takes(
     reporter.offer(observed(5, features=10), list("abcde"))
     until(lambda: len(monitor.rows) == 8)
     assert monitor.sizes == [3, 2, 2, 1]
-    assert tally.counts == {ROWS_SENT: 8}
+    until(lambda: tally.counts == {ROWS_SENT: 8})
 
 
 def test_one_row_does_not_wait_for_others(monitor: Monitor, make: Make) -> None:
     reporter, _ = make(monitor.port)
     offer(reporter, 1, rows=1)
-    until(lambda: len(monitor.rows) == 1, seconds=5)
+    until(lambda: len(monitor.rows) == 1)
 
 
 def test_a_connection_that_was_closed_meanwhile_costs_no_row(monitor: Monitor, make: Make) -> None:
@@ -241,43 +256,45 @@ def test_feedback_follows_its_row(monitor: Monitor, make: Make) -> None:
 def test_rows_wait_while_it_fails_and_flow_again_by_themselves(
     monitor: Monitor, make: Make, fault: str
 ) -> None:
-    reporter, tally = make(monitor.port)
+    reporter, tally = make(monitor.port, replace(FAST, timeout=1))
     if fault == "hang":
         monitor.hangs.set()
     else:
         monitor.status = 503
     offer(reporter, 20)
-    time.sleep(0.6)
+    until(lambda: monitor.requests >= 2)
     assert monitor.rows == []
     assert tally.counts == {}
     assert tally.queued == 200
     monitor.hangs.clear()
     monitor.release.set()
     monitor.status = 200
-    until(lambda: len(monitor.rows) >= 200)
-    assert ids(monitor) == list(range(200))
     until(lambda: tally.counts == {ROWS_SENT: 200})
+    assert list(dict.fromkeys(ids(monitor))) == list(range(200))
+    # of an answer that takes longer than the time-out nothing is known: it is asked for again
+    assert fault == "hang" or len(monitor.rows) == 200
 
 
 def test_a_monitor_that_starts_later_and_one_that_restarts(monitor: Monitor, make: Make) -> None:
-    monitor.stop()
-    reporter, tally = make(monitor.port)
-    offer(reporter, 3)
-    time.sleep(0.3)
-    assert tally.queued == 30
-    for turn in (1, 2):
-        again = Monitor(monitor.port)
-        until(lambda: len(again.rows) == 30)  # noqa: B023
-        until(lambda: tally.counts == {ROWS_SENT: 30 * turn})  # noqa: B023
-        again.stop()
+    with kept(monitor.port):
+        monitor.stop()
+        reporter, tally = make(monitor.port)
         offer(reporter, 3)
+        time.sleep(0.3)
+        assert tally.queued == 30
+        for turn in (1, 2):
+            again = Monitor(monitor.port)
+            until(lambda: len(again.rows) == 30)  # noqa: B023
+            until(lambda: tally.counts == {ROWS_SENT: 30 * turn})  # noqa: B023
+            again.stop()
+            offer(reporter, 3)
 
 
 def test_a_full_queue_drops_the_oldest_and_counts_them(monitor: Monitor, make: Make) -> None:
     reporter, tally = make(monitor.port)
     monitor.status = 500
     offer(reporter, 150)
-    time.sleep(0.3)  # some are in flight, and come back
+    until(lambda: monitor.requests >= 2)  # some were in flight, and have come back
     offer(reporter, 1, first=1500)
     until(lambda: tally.counts == {ROWS_DROPPED: 510})
     assert tally.queued <= FAST.limit
@@ -302,17 +319,19 @@ def test_refused_rows_are_counted_and_not_sent_again(monitor: Monitor, make: Mak
 
 
 def test_offering_takes_no_time_while_it_hangs(monitor: Monitor, make: Make) -> None:
-    reporter, _ = make(monitor.port)
+    reporter, _ = make(monitor.port, replace(FAST, flush=0.1))
     monitor.hangs.set()
     batch, names = observed(64), ["0" * 32] * 64
     reporter.offer(batch, names)
+    until(lambda: monitor.hanging == 1)
     taken = []
     for _ in range(300):
         start = time.perf_counter()
         reporter.offer(batch, names)
         taken.append(time.perf_counter() - start)
         time.sleep(0.001)
-    assert np.median(taken) < 0.001
+    assert monitor.hanging == monitor.requests == 1  # still: nobody has waited for it
+    assert np.median(taken) < 0.01
 
 
 def test_a_name_that_resolves_slowly_or_not_at_all_costs_rows_and_no_time(
@@ -346,6 +365,12 @@ def test_a_name_that_resolves_slowly_or_not_at_all_costs_rows_and_no_time(
 
 def test_attempts_become_rarer(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     attempts: list[float] = []
+    pauses: list[float] = []
+
+    class Closed(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            pauses.append(timeout or 0)
+            return super().wait(timeout)
 
     def refuse(*_: Any, **__: Any) -> None:
         attempts.append(time.monotonic())
@@ -353,12 +378,12 @@ def test_attempts_become_rarer(make: Make, monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(http.client.HTTPConnection, "connect", refuse)
     reporter, _ = make(1, Settings(interval=0.01, first_wait=0.05, longest_wait=0.4))
+    reporter._closed = Closed()
     offer(reporter, 1)
     until(lambda: len(attempts) >= 7)
-    gaps = np.diff(attempts)
-    assert 0.02 <= gaps[0] <= 0.15
-    assert gaps[-1] > 0.19
-    assert all(gap < 0.6 for gap in gaps)
+    assert all(gap > 0.9 * pause for gap, pause in zip(np.diff(attempts), pauses, strict=False))
+    for pause, longest in zip(pauses, (0.05, 0.1, 0.2, 0.4, 0.4, 0.4), strict=False):
+        assert longest / 2 <= pause <= longest
 
 
 def test_what_goes_wrong_while_offering_is_not_the_callers(
@@ -395,7 +420,7 @@ def test_its_states_are_logged_once_each(
     reporter, _ = make(monitor.port)
     monitor.status = 500
     offer(reporter, 1)
-    time.sleep(0.5)
+    until(lambda: monitor.requests >= 3)
     monitor.status = 200
     until(lambda: len(monitor.rows) == 10)
     until(lambda: len(caplog.messages) == 2)
@@ -407,7 +432,7 @@ def test_its_states_are_logged_once_each(
 
 
 def test_what_waits_is_sent_when_the_process_ends(monitor: Monitor, make: Make) -> None:
-    reporter, tally = make(monitor.port, Settings(interval=60, batch=50))
+    reporter, tally = make(monitor.port, Settings(interval=600, batch=50, timeout=60, flush=60))
     offer(reporter, 4)
     reporter.close()
     assert ids(monitor) == list(range(40))
@@ -417,13 +442,12 @@ def test_what_waits_is_sent_when_the_process_ends(monitor: Monitor, make: Make) 
 
 
 def test_the_end_does_not_wait_for_a_monitor_that_hangs(monitor: Monitor, make: Make) -> None:
-    reporter, tally = make(monitor.port, Settings(interval=0.01, flush=0.5))
+    reporter, tally = make(monitor.port, Settings(interval=0.01, timeout=60, flush=0.5))
     monitor.hangs.set()
     offer(reporter, 4)
-    time.sleep(0.2)
-    start = time.monotonic()
+    until(lambda: monitor.hanging == 1)
     reporter.close()
-    assert time.monotonic() - start < 1.5
+    assert monitor.hanging == 1  # and was not waited for
     assert tally.counts == {ROWS_DROPPED: 40}
     assert tally.queued == 0
 
@@ -434,7 +458,8 @@ def test_each_forked_process_sends_its_own(monitor: Monitor, make: Make, tmp_pat
         "import os, sys\n"
         "from tests.test_serving_monitor import FAST, LABELS, offer\n"
         "from utils.serving_monitor import Reporter, Settings, Tally\n"
-        f"r = Reporter(('127.0.0.1', {monitor.port}), LABELS, Tally(), Settings(interval=60))\n"
+        f"r = Reporter(('127.0.0.1', {monitor.port}), LABELS, Tally(),\n"
+        "             Settings(interval=600, timeout=60, flush=60))\n"
         "offer(r, 1)\n"
         "children = []\n"
         "for n in (1, 2):\n"
@@ -473,7 +498,7 @@ def test_a_frozen_monitor_goes_on_where_it_stood(make: Make) -> None:
     assert process.stdin is not None
     assert process.stdout is not None
     try:
-        reporter, tally = make(int(process.stdout.readline()))
+        reporter, tally = make(int(process.stdout.readline()), replace(FAST, timeout=0.3))
         offer(reporter, 1)
         until(lambda: tally.counts == {ROWS_SENT: 10})
         os.kill(process.pid, signal.SIGSTOP)
@@ -488,7 +513,7 @@ def test_a_frozen_monitor_goes_on_where_it_stood(make: Make) -> None:
         assert int(process.stdout.readline()) >= 60
     finally:
         os.kill(process.pid, signal.SIGCONT)
-        process.communicate(timeout=10)
+        process.communicate(timeout=60)
 
 
 def test_what_no_one_foresaw_does_not_end_the_thread() -> None:

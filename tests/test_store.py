@@ -5,9 +5,9 @@ from __future__ import annotations
 import datetime
 import errno
 import json
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -532,15 +532,16 @@ def test_500_entries_are_listed_within_a_second_and_without_torch(store: Store) 
         "try: store.main(['list'])\n"
         "finally: print(*({'torch', 'numpy', 'pandas', 'sklearn'} & set(sys.modules)), 'loaded')"
     )
-    started = time.perf_counter()
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=PROJECT_ROOT, capture_output=True, text=True, check=True,
     )  # fmt: skip
-    seconds = time.perf_counter() - started
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert "500 models" in done.stdout
     assert "torch" not in done.stdout.splitlines()[-1]
-    assert seconds < 3  # 0.4 on an idle machine; benchmarks/store.py measures
+    # of work, whatever else runs here: 0.4 on an idle machine; benchmarks/store.py measures
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 3
 
 
 # -- damage ---------------------------------------------------------------------------------

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import threading
-import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -185,11 +184,13 @@ def test_http_is_read_only(here: Store) -> None:
 def failing() -> Iterator[str]:
     """A server that answers /404 with that status, and so on; /302 leads to /404."""
 
+    over = threading.Event()
+
     class Handler(BaseHTTPRequestHandler):
         def do_HEAD(self) -> None:
             status = int(self.path[1:4])
             if status == 408:
-                time.sleep(2)
+                over.wait()
             self.send_response(status)
             if status == 302:
                 self.send_header("Location", "/404?token=hunter2")
@@ -203,6 +204,7 @@ def failing() -> Iterator[str]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}"
+    over.set()
     server.shutdown()
     server.server_close()
 
@@ -220,7 +222,8 @@ def failing() -> Iterator[str]:
 def test_what_a_server_refuses_is_told(
     here: Store, failing: str, monkeypatch: pytest.MonkeyPatch, path: str, words: str
 ) -> None:
-    monkeypatch.setattr("utils.store.remotes.SILENCE", 0.3)
+    if path == "408":
+        monkeypatch.setattr("utils.store.remotes.SILENCE", 0.3)
     with pytest.raises(UserError, match=f"^Cannot read http.*{words}") as caught:
         here.import_model(f"{failing}/{path}")
     assert "hunter2" not in caught.value.message

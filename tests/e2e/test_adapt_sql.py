@@ -13,7 +13,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -30,13 +29,13 @@ from tests.databases import (
     catalogue,
     fill_sqlite,
     flat_table,
-    free_port,
     mariadb,
     postgresql,
     postgresql_binaries,
 )
 from utils.data import load_dataset
 from utils.paths import PROJECT_ROOT, Layout
+from utils.server import free_port
 
 pytestmark = pytest.mark.slow
 
@@ -260,10 +259,8 @@ def test_a_connection_that_breaks(server: PostgreSQL, tmp_path: Path) -> None:
     """The server ends the connection while rows are read."""
 
     def end() -> None:
-        time.sleep(3)
-        server.execute(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'ktt'"
-        )
+        reader = server.wait_for_query("pg_sleep(0.01)", seconds=1)
+        server.execute(f"SELECT pg_terminate_backend({reader})")
 
     killer = threading.Thread(target=end)
     killer.start()
@@ -293,9 +290,9 @@ def test_an_interrupt_ends_it(server: PostgreSQL, tmp_path: Path) -> None:
          config(tmp_path, server.settings(), items=items)],
         env=os.environ | {"KTT_ROOT": str(tmp_path)}, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    time.sleep(3)
+    server.wait_for_query("pg_sleep(600)", seconds=0.5)
     process.send_signal(signal.SIGINT)
-    _, printed = process.communicate(timeout=20)
+    _, printed = process.communicate(timeout=60)
     assert process.returncode == 1
     assert "Traceback" not in printed
     assert not Layout(tmp_path).datasets.exists()

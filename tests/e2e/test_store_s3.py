@@ -34,9 +34,9 @@ def s3(server: str, monkeypatch: pytest.MonkeyPatch) -> str:
     """The server's address, with credentials in the environment as its users have them."""
     for key, value in {**CREDENTIALS, "AWS_ENDPOINT_URL": server}.items():
         monkeypatch.setenv(key, value)
-    with urlopen(Request(f"{server}/moto-api/reset", method="POST"), timeout=10):
+    with urlopen(Request(f"{server}/moto-api/reset", method="POST"), timeout=60):
         pass
-    with urlopen(Request(f"{server}/{BUCKET}", method="PUT"), timeout=10):
+    with urlopen(Request(f"{server}/{BUCKET}", method="PUT"), timeout=60):
         return server
 
 
@@ -76,7 +76,7 @@ def test_a_damaged_object_is_refused(s3: str, here: Store, there: Store, tmp_pat
         place = f"s3://{BUCKET}/{name}"
         put = Request(f"{s3}/{BUCKET}/{name}", data=changed, method="PUT")
         put.add_header("Content-Type", "application/octet-stream")
-        with urlopen(put, timeout=10):
+        with urlopen(put, timeout=60):
             pass
         with pytest.raises(UserError, match="was refused") as caught:
             there.import_model(place)
