@@ -161,7 +161,7 @@ import sys, time
 from utils.encoders import load_encoder
 from utils.errors import UserError
 def sleep(seconds):
-    raise AssertionError("nobody is to wait")
+    sys.exit("nobody is to wait")
 time.sleep = sleep
 try:
     load_encoder("distilbert-base-uncased", pooling="auto", max_len=64)

@@ -16,12 +16,13 @@ from tests.helpers_torch import tiny_encoder
 from tests.tiny import tiny_rows, write_rows
 from utils.checkpoints import read_checkpoint, runs
 from utils.paths import PROJECT_ROOT, Layout
+from utils.server import free_port
 
 pytestmark = pytest.mark.slow
 
 # Accelerate's own launcher starts processes on CPUs through MPI alone; for it, as for any launcher
 # of torch's, the variables in the environment count.
-LAUNCH = ("-m", "torch.distributed.run", "--nproc-per-node", "2")
+LAUNCH = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port")
 
 
 @pytest.fixture
@@ -42,11 +43,12 @@ def train(layout: Layout, *launcher: str, arguments: tuple[str, ...] = (), **val
     } | values  # fmt: skip
     file = layout.root / "settings.json"
     file.write_text(json.dumps({"db_bhcn": settings, "tfidf_hsgd": {}}))
-    command = [sys.executable, *launcher, str(PROJECT_ROOT / "train.py"), "-d", "shop"]
+    launched = [*launcher, str(free_port())] if launcher else []
+    command = [sys.executable, *launched, str(PROJECT_ROOT / "train.py"), "-d", "shop"]
     environment = os.environ | {"KTT_ROOT": str(layout.root), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [*command, "--hyperparameters", str(file), *(arguments or ("-m", "db_bhcn"))],
-        env=environment, capture_output=True, text=True, timeout=300, check=False,
+        env=environment, capture_output=True, text=True, timeout=600, check=False,
         cwd=layout.root,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -25,6 +26,7 @@ SECONDS = float(os.environ.get("KTT_STORE_SECONDS", "5"))
 """How long two processes save and delete: 60 for a soak."""
 KILLS = 8  # of each kind
 SIZE = 2_000_000  # bytes of a checkpoint: writing one takes long enough to be killed in it
+PATIENCE = 120.0
 
 WORKER = """
 import random, sys, time
@@ -33,7 +35,7 @@ from tests.stores import FakeModel
 from utils.errors import UserError
 from utils.store import Store
 
-kind, number, seconds, archive, size = sys.argv[1:]
+kind, number, seconds, archive, size, least = sys.argv[1:]
 store, rng, end = Store(), random.Random(number), time.monotonic() + float(seconds)
 print("ready", flush=True)
 
@@ -56,7 +58,9 @@ def fetch():
     entry = store.import_model(archive)
     store.delete(entry.tag)
 
-while time.monotonic() < end:
+done = 0
+while time.monotonic() < end or done < int(least):
+    done += 1
     if kind == "save":
         save()
     elif kind == "import":
@@ -74,7 +78,7 @@ def start(
 ) -> subprocess.Popen[str]:
     """A process that works on the store of `root`."""
     return subprocess.Popen(
-        [sys.executable, "-c", WORKER, kind, number, str(seconds), archive, str(size)],
+        [sys.executable, "-c", WORKER, kind, number, str(seconds), archive, str(size), "40"],
         cwd=PROJECT_ROOT, env=os.environ | {"KTT_ROOT": str(root)},
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
@@ -103,16 +107,19 @@ def test_kill_9_leaves_whole_entries(tmp_path: Path, kind: str) -> None:
     archive = away.export_model(fetched.tag, tmp_path)
     store, rng = Store(Layout(tmp_path / "project")), random.Random(kind)
     left = 0
-    for _ in range(KILLS):
-        worker = start(store.layout.root, kind, "1", 60, archive, SIZE)
+    for turn in range(KILLS):
+        worker = start(store.layout.root, kind, "1", 600, archive, SIZE)
         assert worker.stdout is not None
         assert worker.stdout.readline() == "ready\n", worker.communicate()[1]
+        before = leavings(store)
         time.sleep(rng.uniform(0, 0.15))
+        if turn % 2:
+            stop_in_the_middle(worker, lambda: leavings(store) - before)  # noqa: B023
         worker.send_signal(signal.SIGKILL)
         worker.communicate()
         check_whole(store)
-        left += sum(1 for path in store.layout.weights.rglob(".*") if _leaving(path))
-    assert left  # else no kill came in the middle of anything
+        left += len(leavings(store) - before)
+    assert left >= KILLS // 2
     for entry in store.list():
         store.delete(entry.tag)
     last = store.save_model(FakeModel(accuracy=0.3), metrics={"leaf_accuracy": 0.3},
@@ -123,8 +130,23 @@ def test_kill_9_leaves_whole_entries(tmp_path: Path, kind: str) -> None:
     assert not list(store.layout.weights.rglob(f"{HIDDEN}*"))
 
 
-def _leaving(path: Path) -> bool:
-    return path.name.startswith((HIDDEN, TEMPORARY_PREFIX))
+def leavings(store: Store) -> set[Path]:
+    """What is half made, or half gone."""
+    found = store.layout.weights.rglob(".*")
+    return {path for path in found if path.name.startswith((HIDDEN, TEMPORARY_PREFIX))}
+
+
+def stop_in_the_middle(worker: subprocess.Popen[str], at_work: Callable[[], object]) -> None:
+    """Stop a process at a moment at which something is half done."""
+    end = time.monotonic() + PATIENCE
+    while True:
+        worker.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, worker.pid, os.WSTOPPED)
+        if at_work():
+            return
+        assert time.monotonic() < end
+        worker.send_signal(signal.SIGCONT)
+        time.sleep(0.002)
 
 
 def test_two_processes_save_and_delete_at_random(tmp_path: Path) -> None:
@@ -145,8 +167,8 @@ def test_two_processes_save_and_delete_at_random(tmp_path: Path) -> None:
     assert kept.keys() == saved.keys() - deleted
     assert all(saved[tag] == accuracy for tag, accuracy in kept.items())
     check_whole(store)
-    assert min(len(saved), len(deleted), rounds) > SECONDS
-    assert not [path for path in tmp_path.rglob(".*") if _leaving(path)]
+    assert min(len(saved), len(deleted), rounds) > 5
+    assert not leavings(store)
 
 
 def check_listed(store: Store) -> None:
