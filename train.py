@@ -373,11 +373,16 @@ def _finish(
 
 def _registered(layout: Layout, model: str, dataset: str, run: Run, options: Options) -> Entry:
     """The store's entry; without its name if another run took that during the training."""
-    from utils.store import Store
+    from utils.files import NoLocks
+    from utils.store import Store, Tag
 
-    register = partial(Store(layout).register, model, dataset, run.time, labels=options.labels)
+    store = Store(layout)
+    register = partial(store.register, model, dataset, run.time, labels=options.labels)
     try:
         return register(name=options.name)
+    except NoLocks as error:
+        cli.note(f"Warning: {error.message} This run has neither name nor labels.")
+        return store.get(Tag(model=model, dataset=dataset, version=run.time))
     except UserError as error:
         if options.name is None:
             raise

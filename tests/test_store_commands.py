@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -123,6 +124,21 @@ def test_a_run_is_held_once(layout: Layout) -> None:
     with held(one):
         pass
     assert not list(one.folder.iterdir())
+
+
+def test_training_needs_no_locks(
+    layout: Layout, tiny: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def flock(*_: Any) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    result = trained(layout, "--name", "first")
+    assert "Warning: Cannot lock" in result.stderr
+    (entry,) = Store(layout).list()
+    assert entry.info.name is None
+    assert entry.path.exists()
+    assert not list(entry.run.folder.glob(f"{BUSY}*"))
 
 
 def test_commands_take_a_tag(layout: Layout, tiny: str) -> None:

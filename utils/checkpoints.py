@@ -11,7 +11,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from utils import dvc
 from utils.errors import UserError
-from utils.files import TEMPORARY_PREFIX, atomic_path, lock
+from utils.files import TEMPORARY_PREFIX, NoLocks, atomic_path, lock
 from utils.paths import Layout, is_name
 
 Arrays = dict[str, NDArray[Any]]
@@ -208,25 +208,25 @@ def _mark(folder: Path, time: str) -> bool:
 def held(run: Run) -> Iterator[None]:
     """Keep a run for oneself, to train or to remove it; the kernel ends that with the process.
 
+    Where the file system knows no locks, the run is not kept: the store removes nothing there.
+
     Raises
     ------
     UserError
-        Another process has it, or the file system knows no locks.
+        Another process has it.
     """
     path = run.folder / f"{BUSY}{run.time}"
     busy = (
         f"Another process is at work on the run of {run.time} in {run.folder}: wait until it has "
         "finished, or end it."
     )
-    while True:
-        with lock(path, busy) as file:
-            if not _is_at(path, file.fileno()):
-                continue  # the one that had it removed it meanwhile
-            try:
-                yield
-            finally:
-                path.unlink(missing_ok=True)
-            return
+    with ExitStack() as stack:
+        with suppress(NoLocks):
+            # the one that had it may have removed the file meanwhile: then for the new one
+            while not _is_at(path, stack.enter_context(lock(path, busy)).fileno()):
+                stack.close()
+        stack.callback(path.unlink, missing_ok=True)
+        yield
 
 
 def _is_at(path: Path, descriptor: int) -> bool:

@@ -55,6 +55,10 @@ def explained(path: Path) -> Iterator[None]:
         raise _refused(path, error) from error
 
 
+class NoLocks(UserError):
+    """The file system knows no locks."""
+
+
 @contextmanager
 def lock(path: Path, busy: str | None = None) -> Iterator[TextIOWrapper]:
     """Hold a lock on a file, which is made for that; the kernel takes it from a process that dies.
@@ -67,7 +71,9 @@ def lock(path: Path, busy: str | None = None) -> Iterator[TextIOWrapper]:
     Raises
     ------
     UserError
-        Another process holds it, or there can be none.
+        Another process holds it.
+    NoLocks
+        There can be none.
     """
     with explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -78,7 +84,7 @@ def lock(path: Path, busy: str | None = None) -> Iterator[TextIOWrapper]:
         except BlockingIOError as error:
             raise UserError(busy or str(error)) from error
         except OSError as error:
-            raise UserError(
+            raise NoLocks(
                 f"Cannot lock {path}: {error.strerror}. Choose a root (KTT_ROOT) on a file system "
                 "with flock."
             ) from error
