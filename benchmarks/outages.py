@@ -5,7 +5,8 @@
 
 Under a steady load the monitor of an exported system (a copy of it) is stopped, frozen, or replaced
 by one that answers 500, and back again each time. Prints a Markdown table; exit status 1 if a
-prediction failed or a row is not accounted for.
+prediction failed, a row is not accounted for, or the 99 % quantile while the monitor was away is
+more than 1.2 times that of the healthy phases.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from utils.deployed import OUTAGES, Deployed, deployed, outage, why_not  # noqa:
 from utils.steady import Outcome, Steady, Texts, quantile  # noqa: E402
 
 HEALTHY = "healthy"
+WANTED = 1.2
 OUTCOMES = ("sent", "dropped", "refused")
 
 
@@ -73,6 +75,12 @@ def turns(
             phases[f"after {how}"].append(phase(load, options.seconds))
             print(f"  {how}: {time.monotonic() - start:.0f} s, {counted(system)}", flush=True)
     return phases, back
+
+
+def slowed(phases: dict[str, list[list[Outcome]]]) -> list[str]:
+    """The kinds of outage that a prediction notices."""
+    p99 = {name: quantile(list(chain(*parts)), 0.99) for name, parts in phases.items()}
+    return [how for how in OUTAGES if p99[how] > WANTED * p99[HEALTHY]]
 
 
 def table(phases: dict[str, list[list[Outcome]]], back: dict[str, list[float]]) -> str:
@@ -125,7 +133,9 @@ def main() -> int:
     print(table(phases, back))
     failed = sum(outcome.status != 200 for outcome in load.outcomes)
     print(f"\n{len(load.outcomes)} requests, {failed} failed; {answers} answers, of which {held}")
-    return int(bool(failed) or sum(held.values()) != answers)
+    late = slowed(phases)
+    print(f"Slower than {WANTED} x healthy: {', '.join(late) or 'in no outage'}")
+    return int(bool(failed or late) or sum(held.values()) != answers)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,9 @@ one is the bundle as exported with `--monitoring`, and its monitoring service ru
 that costs is less than what two turns of the same server differ by: it is the median of `--pairs`
 pairs of neighbouring turns, whose order alternates.
 
+Exit status 1 if the answers are not equal enough, or at 32 connections the ratio is too small or
+monitoring costs too much.
+
 The runtime's own limit: the same graph on texts that are tokenised and lie in batches sorted by
 length, in one process that has all cores.
 """
@@ -43,7 +46,7 @@ sys.path.insert(0, str(ROOT))
 
 BENTOML = Path(sys.executable).with_name("bentoml")
 MODEL = "db_bhcn"
-WANTED_RATIO, WANTED_EQUAL = 5.0, 0.99
+WANTED_RATIO, WANTED_EQUAL, WANTED_COST = 5.0, 0.99, 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -264,22 +267,31 @@ def main(
             costs = cost_of_monitoring(*pair, texts, seconds, pairs)
         limit = runtime_alone(bundle, texts, rounds)
         print(f"\nAnswers equal: {equal:.2%} (wanted: {WANTED_EQUAL:.0%})")
+        kept = [equal >= WANTED_EQUAL]
         if at_32:
-            conclude(at_32, limit)
+            kept.append(fast_enough(at_32, limit))
         if costs:
-            low, cost, high = np.percentile(costs, (25, 50, 75))
-            print(
-                f"Monitoring costs {cost:.1%} of the throughput (wanted: at most 5%): median of "
-                f"{len(costs)} pairs of turns, half of them within {low:.1%} and {high:.1%}"
-            )
+            kept.append(cheap_enough(costs))
+    sys.exit(not all(kept))
 
 
-def conclude(found: dict[str, Measured], limit: float) -> None:
+def fast_enough(found: dict[str, Measured], limit: float) -> bool:
     """Print the ratios at 32 connections."""
     rate = found["ktt"].rate
     ratio = rate / found["reference"].rate
     print(f"At 32 connections {ratio:.1f} × the reference (wanted: {WANTED_RATIO:.0f} ×)")
     print(f"ONNX Runtime alone: {limit:,.0f} rows/s; the service has {rate / limit:.0%} of it")
+    return ratio >= WANTED_RATIO
+
+
+def cheap_enough(costs: Sequence[float]) -> bool:
+    """Print what monitoring costs."""
+    low, cost, high = np.percentile(costs, (25, 50, 75))
+    print(
+        f"Monitoring costs {cost:.1%} of the throughput (wanted: at most {WANTED_COST:.0%}): median "
+        f"of {len(costs)} pairs of turns, half of them within {low:.1%} and {high:.1%}"
+    )
+    return bool(cost <= WANTED_COST)
 
 
 if __name__ == "__main__":
