@@ -175,6 +175,20 @@ def test_a_text_over_the_limit_of_the_environment_is_refused(
     assert (good.status, bad.status) == (200, 413)
 
 
+def test_a_wrong_setting_ends_the_server_with_one_line(
+    service: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from utils import serving_log
+
+    said: list[str] = []
+    monkeypatch.setattr(serving_log.log, "error", lambda form, *rest: said.append(form % rest))
+    monkeypatch.setenv("KTT_MAX_CHARACTERS", "many")
+    with pytest.raises(SystemExit) as ended:
+        service.extend_app(None)
+    assert ended.value.code == 3  # gunicorn does not try again
+    assert said == ["KTT_MAX_CHARACTERS='many' is none of 1 to 1000000."]
+
+
 def test_no_text_reaches_a_log(service: Any, tmp_path: Path) -> None:
     """Not even with the logging configured anew after the service was made."""
     from bentoml.utils.log import configure_logging

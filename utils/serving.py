@@ -19,7 +19,7 @@ from bentoml.service.artifacts import BentoServiceArtifact
 from bentoml.types import HTTPRequest, InferenceTask
 
 from utils.serving_access import check_token, has_token, max_characters
-from utils.serving_log import keep_texts_out_of_logs, log_failure
+from utils.serving_log import ending_in_one_line, keep_texts_out_of_logs, log_failure
 from utils.serving_text import Refusal, decode_body, text_of
 
 if TYPE_CHECKING:
@@ -159,11 +159,18 @@ class TextClassifierService(bentoml.BentoService):
         return [answer_to_dict(answer, name) for name, answer in self._answer(texts, tasks)]
 
     def extend_app(self, app: Flask) -> None:
-        """Add what a server of this service has besides its two APIs; called by that server."""
+        """Add what a server of this service has besides its two APIs; called by that server.
+
+        A wrong setting ends that server with one line.
+        """
+        with ending_in_one_line():
+            self._extend(app)
+
+    def _extend(self, app: Flask) -> None:
         from utils import serving_openapi, serving_routes
         from utils.serving_watch import Watch
 
-        limit = max_characters()  # a wrong setting is to stop the server
+        limit = max_characters()
         classifier = self.artifacts.classifier
         # The runtime keeps the memory of its largest batch: one that does not fit shall say so now,
         # not when the first crowd comes.
