@@ -55,7 +55,7 @@ def monitor(folder: Path) -> Iterator[Monitor]:
 
 @pytest.fixture
 def client(monitor: Monitor, folder: Path) -> FlaskClient:
-    return app_of(monitor, Reports(folder, monitor, folder / "data")).test_client()
+    return app_of(monitor, Reports(folder, folder / "data")).test_client()
 
 
 def _metrics(client: FlaskClient) -> dict[str, dict[tuple[str, ...], float]]:
@@ -154,6 +154,30 @@ def test_reports_say_what_they_are_about() -> None:
     page = with_line("<html><head></head><body>\n<div></div></body></html>", f"{about} & <b>")
     assert page.startswith("<html><head></head><body><p ")
     assert f">{about} &amp; &lt;b&gt;</p>\n<div></div></body></html>" in page
+
+
+def test_a_report_is_made_once_and_again_after_two_minutes(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = 0
+
+    def make(reports: Reports, out: Path) -> bytes:
+        nonlocal made
+        made += 1
+        return f"number {made}".encode()
+
+    def shown() -> bytes:
+        while (page := reports.page()) is None:
+            time.sleep(0.01)
+        return page
+
+    monkeypatch.setattr(Reports, "_made", make)
+    reports = Reports(folder, folder / "data")
+    assert reports.page() is None
+    assert [shown() for _ in range(3)] == [b"number 1"] * 3
+    reports._made_at -= 121
+    assert reports.page() is None
+    assert shown() == b"number 2"
 
 
 def test_a_calculation_that_fails_is_counted_and_the_next_one_works(

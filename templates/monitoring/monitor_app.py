@@ -42,7 +42,7 @@ def create_app(folder: Path) -> Flask:
     """
     data = Path(os.environ.get("KTT_MONITOR_DATA") or folder / "data")
     monitor = Monitor(load_setup(folder), data, labels_of(folder))
-    app = app_of(monitor, Reports(folder, monitor, data))
+    app = app_of(monitor, Reports(folder, data))
     monitor.start()
     return app
 

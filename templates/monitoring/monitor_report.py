@@ -22,11 +22,10 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from monitor_drift import Rows
-    from monitor_service import Monitor
     from monitor_tree import Tree
 
 TIMEOUT = 600
-FRESH = 120  # seconds for which a report is shown though there has been a new calculation
+FRESH = 120  # seconds for which a report is shown
 CLASSES = 30  # most frequent ones of a level that the report shows
 FEATURES = 24
 ROWS = 5_000
@@ -36,7 +35,7 @@ log = logging.getLogger("monitoring")
 
 
 class Reports:
-    """Makes at most one report at a time, and one per calculation or two minutes.
+    """Makes at most one report at a time, and one in two minutes.
 
     Parameters
     ----------
@@ -46,31 +45,28 @@ class Reports:
         The window's folder.
     """
 
-    def __init__(self, folder: Path, monitor: Monitor, data: Path) -> None:
-        self.folder, self.monitor, self.data = folder, monitor, data
+    def __init__(self, folder: Path, data: Path) -> None:
+        self.folder, self.data = folder, data
         self._lock = threading.Lock()
         self._page: bytes | None = None
-        self._number = -1
         self._made_at = 0.0
         self._making: threading.Thread | None = None
 
     def page(self) -> bytes | None:
         """The report; None while it is being made."""
-        number = self.monitor.metrics.snapshot.number
         with self._lock:
-            fresh = self._number == number or time.monotonic() - self._made_at < FRESH
-            if self._page is not None and fresh:
+            if self._page is not None and time.monotonic() - self._made_at < FRESH:
                 return self._page
             if self._making is None or not self._making.is_alive():
-                self._making = threading.Thread(target=self._make, args=(number,), daemon=True)
+                self._making = threading.Thread(target=self._make, daemon=True)
                 self._making.start()
         return None
 
-    def _make(self, number: int) -> None:
+    def _make(self) -> None:
         with tempfile.TemporaryDirectory() as folder:
             page = self._made(Path(folder) / "report.html")
         with self._lock:
-            self._page, self._number, self._made_at = page, number, time.monotonic()
+            self._page, self._made_at = page, time.monotonic()
 
     def _made(self, out: Path) -> bytes:
         command = [sys.executable, Path(__file__).name, self.folder, self.data, out]
