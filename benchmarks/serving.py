@@ -288,8 +288,8 @@ def cheap_enough(costs: Sequence[float]) -> bool:
     """Print what monitoring costs."""
     low, cost, high = np.percentile(costs, (25, 50, 75))
     print(
-        f"Monitoring costs {cost:.1%} of the throughput (wanted: at most {WANTED_COST:.0%}): median "
-        f"of {len(costs)} pairs of turns, half of them within {low:.1%} and {high:.1%}"
+        f"Monitoring costs {cost:.1%} of the throughput (wanted: at most {WANTED_COST:.0%}): "
+        f"median of {len(costs)} pairs of turns, half of them within {low:.1%} and {high:.1%}"
     )
     return bool(cost <= WANTED_COST)
 
