@@ -279,7 +279,8 @@ class Containers:
         return done.stdout
 
     def up(self) -> None:
-        """Build the images, then start the containers."""
+        """Build the images, then start the containers, without what a killed run has left."""
+        self.down()
         self.compose("build", *SERVICES[:2], seconds=BUILD_SECONDS)
         self.compose("up", "-d", *SERVICES, seconds=300)
 

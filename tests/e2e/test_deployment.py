@@ -28,7 +28,7 @@ from utils.paths import Layout
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 MODELS = os.environ.get("KTT_DEPLOY_MODELS", "tfidf_hsgd").split(",")
 SECRET = "zebrafish-texts-stay-here"
-HEALTHY_WITHIN = 60  # seconds, once the images exist
+HEALTHY_WITHIN = 180  # seconds, once the images exist
 REQUESTS = 300
 
 

@@ -35,11 +35,12 @@ def browse(tmp_path: Path) -> Browse:
     def run(page: Path, width: int, *options: str) -> str:
         command = [
             str(BROWSER), "--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars",
+            "--disable-dev-shm-usage",
             "--proxy-server=127.0.0.1:9", "--host-resolver-rules=MAP * ~NOTFOUND",
             f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={width},2400", *options,
             page.as_uri(),
         ]  # fmt: skip
-        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
         return done.stdout
 
     return run
