@@ -12,12 +12,20 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.tiny import write_tiny_dataset
 from utils.paths import Layout
 
 # What runs in the background inherits that interrupts are ignored, and passes it on.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Generated cases are the same in every run, and may take as long as a busy machine needs for them.
+settings.register_profile(
+    "ktt", deadline=None, derandomize=True, database=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)  # fmt: skip
+settings.load_profile("ktt")
 
 
 @pytest.fixture

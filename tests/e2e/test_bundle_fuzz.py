@@ -31,9 +31,7 @@ EXAMPLES = int(os.environ.get("KTT_FUZZ_EXAMPLES", "300"))
 
 fuzz = settings(
     max_examples=EXAMPLES,
-    deadline=None,
     derandomize=not os.environ.get("KTT_FUZZ_EXAMPLES"),
-    database=None,
     suppress_health_check=list(HealthCheck),
 )
 

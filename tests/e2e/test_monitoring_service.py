@@ -192,8 +192,6 @@ bodies = (
 )
 FUZZ = settings(
     max_examples=400,
-    deadline=None,
-    database=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 
