@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from models import MODELS
-from utils import cli, dvc
-from utils.errors import UserError, unknown
+from utils import cli
+from utils.errors import UserError
 from utils.paths import Layout
 from utils.predicting import RUNTIMES
 
@@ -105,18 +105,15 @@ def evaluate_pair(
     metrics, path
         The figures, and the file that they were written to.
     """
-    from models import model_class
     from utils.data import Split, load_dataset
     from utils.files import followed, write_json
     from utils.metrics import evaluate
-    from utils.predicting.sources import open_source
+    from utils.runner import opener
 
     other, split = options["on"] or dataset, options["split"]
     data = load_dataset(layout, other)
     rows = split_of(data, split)
-    source = open_source(
-        layout, model, dataset, model_class, time=options["time"], runtime=options["runtime"]
-    )
+    source = opener(layout, model, dataset, options["time"], options["runtime"])()
     names = (other, f"{model} · {dataset}")
     codes = mapped_codes(rows.codes, data.hierarchy, source.hierarchy, names)
     warn_of_other_rows(data, dataset, source.fingerprint)
@@ -176,12 +173,7 @@ def main(verbose: bool, cpu: bool, **values: Any) -> None:
     if cpu:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # read when torch is imported: not before here
     values["runtime"] = values["runtime"] or "torch"
-    layout = Layout(fetch=values["dvc"] is not False)
-    dvc.check(layout.root, values["dvc"])
-    given = [values.pop(name) for name in ("tag", "model", "dataset", "time")]
-    model, dataset, values["time"] = cli.chosen(layout, *given)
-    if model not in MODELS:
-        raise unknown("model", model, MODELS)
+    layout, (model, dataset, values["time"]) = cli.opened(values, MODELS)
     metrics, path = evaluate_pair(layout, model, dataset, values)
     rows = [[name.replace("_", " "), value] for name, value in metrics.items() if name != "rows"]
     cli.table(f"{model} · {dataset} on {values['on'] or dataset}", ["figure", "value"], rows)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from models.model import Model
+    from utils.data import Dataset
     from utils.parity import Evidence
 
 
@@ -133,10 +134,9 @@ def reference_set(layout: Layout, model: Model, checkpoint: Path) -> Path | pa.T
     Raises
     ------
     UserError
-        There is none and the dataset that it could be made from is missing.
+        There is none and the dataset that it could be made from is missing, or another one by now.
     """
     from utils import dvc
-    from utils.data import load_dataset
     from utils.deployment import fits
 
     name = model.info["dataset"]
@@ -144,41 +144,49 @@ def reference_set(layout: Layout, model: Model, checkpoint: Path) -> Path | pa.T
     dvc.ensure(layout, beside)
     if beside.exists() and fits(beside, model.reference_columns()):
         return beside
-    fix = f"Write one with: python train.py -m {model.name} -d {name} -r"
     try:
-        dataset = load_dataset(layout, name)
+        dataset = trained_rows(layout, model)
     except UserError as error:
         raise UserError(
             f"Monitoring needs the reference set {beside.name}, which is missing, and it cannot "
-            f"be made: {error.message.rstrip(' .…')}. {fix}"
+            f"be made: {error.message.rstrip(' .…')}. Write one with: python train.py -m "
+            f"{model.name} -d {name} -r"
         ) from error
-    if dataset.fingerprint != model.info.get("fingerprint"):
-        raise UserError(
-            f"Monitoring needs the reference set {beside.name}, which is missing, and dataset "
-            f"{name!r} has other rows than those that {checkpoint.name} was trained with. {fix}"
-        )
     cli.say(f"Making a reference set from the test split of {name}")
     with cli.progress("reference set") as progress:
         return model.gen_reference_set(dataset.test, progress)
 
 
+def trained_rows(layout: Layout, model: Model) -> Dataset:
+    """The dataset that a model was trained with.
+
+    Raises
+    ------
+    UserError
+        It is not here, or has other rows by now.
+    """
+    from utils.data import load_dataset
+
+    dataset = load_dataset(layout, model.info["dataset"])
+    if dataset.fingerprint != model.info.get("fingerprint"):
+        raise UserError(
+            f"Dataset {dataset.name!r} has other rows than those that the model was trained with."
+        )
+    return dataset
+
+
 def validation_rows(layout: Layout, model: Model) -> Evidence:
     """The validation rows that a model was trained with, or why there are none."""
-    from utils.data import load_dataset
     from utils.parity import Evidence
 
-    name = model.info["dataset"]
     try:
-        dataset = load_dataset(layout, name)
+        dataset = trained_rows(layout, model)
     except UserError as error:
-        reason = f"dataset {name!r} cannot be read ({error.message})"
+        reason = error.message
     else:
-        if dataset.fingerprint != model.info.get("fingerprint"):
-            reason = f"dataset {name!r} has other rows than those that it was trained with"
-        elif not len(dataset.val):
-            reason = f"dataset {name!r} has no validation rows"
-        else:
-            return Evidence(rows=dataset.val, origin=f"validation rows of {name}")
+        if len(dataset.val):
+            return Evidence(rows=dataset.val, origin=f"validation rows of {dataset.name}")
+        reason = f"Dataset {dataset.name!r} has no validation rows."
     cli.say(f"The graphs are compared with the model on generated texts: {reason}")
     return Evidence(rows=None, origin=f"generated texts: {reason}")
 
@@ -190,21 +198,13 @@ def by_small_graph(layout: Layout, model: Model, classifier: Path) -> pa.Table |
     was tested on its own answers have to do.
     """
     from utils.classifier import Classifier
-    from utils.data import load_dataset
 
     if not read_manifest(classifier).get("quantization"):
         return None
-    name = model.info["dataset"]
     try:
-        dataset = load_dataset(layout, name)
+        dataset = trained_rows(layout, model)
     except UserError as error:
         cli.say(f"The reference set is the model's, not its 8-bit graph's: {error.message}")
-        return None
-    if dataset.fingerprint != model.info.get("fingerprint"):
-        cli.say(
-            "The reference set is the model's, not its 8-bit graph's: dataset "
-            f"{name!r} has other rows than those that it was trained with."
-        )
         return None
     with cli.progress("reference set") as progress:
         scorer = Classifier.load(classifier).scorer

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from models import MODELS
-from utils import cli, dvc
-from utils.errors import UserError, unknown
+from utils import cli
+from utils.errors import UserError
 from utils.paths import Layout
 from utils.predicting import RUNTIMES
 from utils.predicting.formats import FORMATS, GZIP, format_of, open_output
@@ -70,7 +70,7 @@ def predict(layout: Layout, model: str, dataset: str, file: Path, options: dict[
     trained = text_columns(layout, model, dataset, options["time"])
     runner = Runner(
         f"{model}_{dataset}",
-        opener(layout.root, model, dataset, options["time"], options["runtime"]),
+        opener(layout, model, dataset, options["time"], options["runtime"]),
         signatures=DEFAULT_SIGNATURES,
         max_batch_size=BATCH_ROWS,
         workers=options["workers"],
@@ -164,12 +164,7 @@ def main(file: Path, verbose: bool, cpu: bool, **values: Any) -> None:
         raise UserError(f"--sep {values['sep']!r} is not one ASCII character.")
     if any("\ud800" <= letter <= "\udfff" for letter in values["column"]):
         raise UserError(f"--column {values['column']!r} has characters that cannot be encoded.")
-    layout = Layout(fetch=values["dvc"] is not False)
-    dvc.check(layout.root, values["dvc"])
-    given = [values.pop(name) for name in ("tag", "model", "dataset", "time")]
-    model, dataset, values["time"] = cli.chosen(layout, *given)
-    if model not in MODELS:
-        raise unknown("model", model, MODELS)
+    layout, (model, dataset, values["time"]) = cli.opened(values, MODELS)
     predict(layout, model, dataset, file, values)
 
 

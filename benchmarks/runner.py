@@ -221,7 +221,7 @@ def main(data: Path | None, models: str, trained: str | None, rows: int, **optio
                 inference.train(model, rows, 1)
                 if model.startswith("db_"):
                     inference.export(model, "int8")
-            measure(model, opener(Layout().root, model, name), texts, options)
+            measure(model, opener(Layout(), model, name), texts, options)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from utils import dvc
 from utils.data import load_dataset
 from utils.errors import UserError
 from utils.paths import Layout
+from utils.store import Store
 
 MODEL = "tfidf_lsgd"
 SPLITS = ("train", "val", "test")
@@ -181,6 +182,35 @@ def test_no_dvc_fetches_nothing_either(repository: Layout, monkeypatch: pytest.M
     file.rename(file.with_name("val.parquet.dvc"))
     forbid(monkeypatch)
     refused(run(train, "-m", MODEL, "-d", "tiny", "--no-dvc"), "val.parquet is missing", "--no-dvc")
+
+
+def test_a_model_that_is_not_fetched_is_not_answered_with(
+    repository: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = repository.weight_dir(MODEL, "tiny") / "best_2026-01-01T00:00:00.pt.dvc"
+    path.parent.mkdir(parents=True)
+    path.write_text("a pointer")
+    rows = repository.root / "rows.csv"
+    rows.write_text("text\nwash foam hands\n")
+    write_tiny_dataset(repository, "tiny")
+    forbid(monkeypatch)
+    for command, arguments in ((predict, [rows]), (evaluate, [])):
+        result = run(command, "-m", MODEL, "-d", "tiny", *arguments, "--no-dvc")
+        refused(result, "best_2026-01-01T00:00:00.pt is missing", "--no-dvc")
+
+
+def test_the_store_exports_what_dvc_has_yet_to_fetch(repository: Layout, tmp_path: Path) -> None:
+    write_tiny_dataset(repository, "tiny")
+    ran(train, "-m", MODEL, "-d", "tiny", "-r", "--dvc")
+    store = Store(repository)
+    (entry,) = store.list()
+    whole = Path(store.export_model(entry.tag, tmp_path / "whole.kttmodel")).read_bytes()
+    info = entry.run.folder / f"entry_{entry.version}.json"
+    for file in (info, entry.run.best, entry.run.metrics, entry.run.reference(entry.run.best)):
+        file.unlink()
+    assert "not here" in store.get(entry.tag).info.problem
+    again = Path(store.export_model(entry.tag, tmp_path / "again.kttmodel")).read_bytes()
+    assert again == whole
 
 
 def test_a_damaged_pointer_is_one_line(repository: Layout) -> None:

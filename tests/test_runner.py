@@ -736,7 +736,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Layout, Any]:
 
 
 def text_runner(trained: tuple[Layout, Any], **values: Any) -> Runner:
-    source = opener(trained[0].root, MODEL, "tiny", None, None)
+    source = opener(trained[0], MODEL, "tiny", None, None)
     return Runner("tiny", source, signatures=DEFAULT_SIGNATURES, **values)
 
 
@@ -823,7 +823,7 @@ def test_its_source_is_for_those_who_make_batches_themselves(trained: tuple[Layo
 
 def test_what_is_not_trained_is_one_line(trained: tuple[Layout, Any]) -> None:
     for workers in (0, 1):
-        source = opener(trained[0].root, MODEL, "absent")
+        source = opener(trained[0], MODEL, "absent")
         runner = Runner("x", source, signatures=DEFAULT_SIGNATURES, workers=workers)
         with pytest.raises(UserError, match="There are no weights of"):
             runner.init_local()

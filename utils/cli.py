@@ -7,14 +7,14 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from utils.errors import UserError
+from utils.errors import UserError, unknown
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -79,6 +79,30 @@ def chosen(
 
     entry = Store(layout).get(tag)
     return entry.model, entry.dataset, entry.version
+
+
+def opened(
+    options: dict[str, Any], models: Iterable[str]
+) -> tuple[Layout, tuple[str, str, str | None]]:
+    """The project, and the model, dataset and time that a command's options name.
+
+    They are taken out of the options, which stay otherwise as they are.
+
+    Raises
+    ------
+    UserError
+        They name no run, or files cannot be fetched as they say.
+    """
+    from utils import dvc
+    from utils.paths import Layout
+
+    layout = Layout(fetch=options["dvc"] is not False)
+    dvc.check(layout.root, options["dvc"])
+    given = [options.pop(name) for name in ("tag", "model", "dataset", "time")]
+    model, dataset, time = chosen(layout, *given)
+    if model not in models:
+        raise unknown("model", model, models)
+    return layout, (model, dataset, time)
 
 
 def console() -> Console:

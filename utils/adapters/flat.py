@@ -67,18 +67,7 @@ class FlatOptions:
 
 
 def adapt_flat(options: FlatOptions, name: str, layout: Layout) -> dict[str, Any]:
-    """Make a dataset from files.
-
-    Returns
-    -------
-    dict
-        What report.json holds.
-
-    Raises
-    ------
-    UserError
-        Anything about the files or the options that the user can mend.
-    """
+    """Make a dataset from files; for what it gives see `adapt_table`."""
     recipe = options.recipe()
     check_target(layout, name, recipe, options.adapt)
     if options.read.encoding:

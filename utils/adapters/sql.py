@@ -48,22 +48,12 @@ class SqlOptions:
 def adapt_sql(
     options: SqlOptions, name: str, layout: Layout, progress: Progress = lambda rows: None
 ) -> dict[str, Any]:
-    """Make a dataset from a database.
+    """Make a dataset from a database; for what it gives see `adapt_table`.
 
     Parameters
     ----------
     progress
         Is told the rows read so far.
-
-    Returns
-    -------
-    dict
-        What report.json holds.
-
-    Raises
-    ------
-    UserError
-        Anything about the configuration, the database or its rows that the user can mend.
     """
     config = load_sql_config(options.config)
     values = {**config.recipe(), **options.adapt.recipe(), "split_column": options.split_column}

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from utils.paths import Layout
     from utils.predicting.pipeline import Source
 
 
@@ -24,6 +25,8 @@ class Opener:
         Of the run; None for the newest.
     runtime
         ``"onnx"``, ``"torch"``, or None for the quicker: see `utils.predicting.sources`.
+    fetch
+        Whether what is missing is fetched where DVC has it.
     """
 
     root: Path
@@ -31,6 +34,7 @@ class Opener:
     dataset: str
     time: str | None = None
     runtime: str | None = None
+    fetch: bool = True
 
     def __call__(self) -> Source:
         """Open it.
@@ -45,17 +49,16 @@ class Opener:
         from utils.store.registry import model_class
 
         return open_source(
-            Layout(self.root), self.model, self.dataset, model_class,
+            Layout(self.root, fetch=self.fetch), self.model, self.dataset, model_class,
             time=self.time, runtime=self.runtime,
         )  # fmt: skip
 
 
 def opener(
-    layout_root: Path | str,
-    model: str,
-    dataset: str,
-    time: str | None = None,
-    runtime: str | None = None,
+    layout: Layout, model: str, dataset: str, time: str | None = None, runtime: str | None = None
 ) -> Opener:
     """Say what a runner shall open."""
-    return Opener(root=Path(layout_root), model=model, dataset=dataset, time=time, runtime=runtime)
+    return Opener(
+        root=layout.root, model=model, dataset=dataset, time=time, runtime=runtime,
+        fetch=layout.fetch,
+    )  # fmt: skip

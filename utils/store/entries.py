@@ -121,7 +121,7 @@ class Entry:
         """
         from utils.runner import Runner, opener
 
-        source = opener(self.layout.root, self.model, self.dataset, self.version, runtime)
+        source = opener(self.layout, self.model, self.dataset, self.version, runtime)
         return Runner(str(self.tag), source, signatures=self.signatures, **limits)
 
     def matches(self, key: str, value: str) -> bool:
