@@ -10,7 +10,7 @@ import click
 
 from utils import cli
 from utils.errors import UserError
-from utils.paths import Layout
+from utils.paths import Layout, given_path
 
 GROUPS = {
     "text": "What to take", "classes": "What to take", "depth": "What to take",
@@ -267,7 +267,7 @@ def sql(name: str, config: Path, split_column: str | None, **values: Any) -> Non
 
     _keep_freed_memory()
     options = SqlOptions(
-        config=config.expanduser(),
+        config=given_path(config),
         split_column=split_column,
         adapt=AdaptOptions(
             labels=LabelOptions(**_picked(values, "depth drop_names")),

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import adapt
@@ -176,6 +176,7 @@ def test_a_column_may_be_taken_twice(layout: Layout, tmp_path: Path) -> None:
     assert ("Item 1, żółw", ("2",)) in found(layout)
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # of a busy machine
 @given(data=st.data())
 def test_the_tree_is_the_one_that_a_walk_finds(data: st.DataObject) -> None:
     count = data.draw(st.integers(1, 12))
@@ -411,6 +412,8 @@ def test_all_mistakes_of_the_configuration_in_one_line(tmp_path: Path, layout: L
         ({"kind": "mysql", "database": "x", "port": 70000}, "between 1 and 65535"),
         ({"database": "x"}, "'connection.kind' is missing"),
         ({"kind": "mysql", "database": "x", "host": "u:pass@h"}, "'connection.host' is an address"),
+        ({"kind": "sqlite", "database": "x" * 5000}, "File name too long"),
+        ({"kind": "sqlite", "database": "~nobody-9/x"}, "Cannot read ~nobody-9/x"),
         ("mysql://u:pass@h/db", "'connection' must be an object"),
     ],
 )  # fmt: skip

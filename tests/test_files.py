@@ -13,7 +13,7 @@ import pytest
 
 from utils.errors import UserError, unknown
 from utils.files import atomic_dir, atomic_path, followed, link, read_json, write_json
-from utils.paths import PROJECT_ROOT, Layout
+from utils.paths import PROJECT_ROOT, Layout, given_path
 
 
 def names(folder: Path) -> list[str]:
@@ -230,3 +230,16 @@ def test_the_root_does_not_depend_on_the_current_folder(tmp_path, monkeypatch) -
     assert Layout().root == PROJECT_ROOT
     monkeypatch.setenv("KTT_ROOT", str(tmp_path / "here"))
     assert Layout().datasets == tmp_path / "here" / "datasets"
+
+
+@pytest.mark.parametrize("text", ["x" * 5000, "~nobody-9/x"])
+def test_what_can_be_no_path_is_one_line(text: str) -> None:
+    with pytest.raises(UserError, match="^Cannot read "):
+        given_path(text)
+    with pytest.raises(UserError, match="^Cannot read "):
+        Layout(text)
+
+
+def test_home_is_known(monkeypatch) -> None:
+    monkeypatch.setenv("HOME", "/somewhere")
+    assert given_path("~/x") == Path("/somewhere/x")

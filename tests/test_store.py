@@ -127,6 +127,8 @@ def test_best_follows_the_figure(store: Store) -> None:
     assert store.get("tfidf_hsgd_fake:best", by="test.leaf_accuracy") == low
     assert store.list(sort="nll") == [low, high]
     assert store.list(sort="leaf_accuracy") == [high, low]
+    with pytest.raises(UserError, match="figure of the store ''"):
+        store.list(sort="")
 
 
 def test_a_run_of_a_wrong_clock_is_not_the_latest_for_ever(store: Store) -> None:

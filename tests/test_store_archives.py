@@ -114,6 +114,17 @@ def test_what_is_here_already(store: Store, entry: Entry, exported: Path) -> Non
         store.import_model(exported, skip_existing=True)
 
 
+def test_where_nothing_can_lie(entry: Entry, exported: Path, other: Store, store: Store) -> None:
+    long = exported.parent / ("x" * 300)
+    for place, words in ((long, "too long"), (exported / "x", "xists"), ("", "Say where")):
+        with pytest.raises(UserError, match=words):
+            store.export_model(entry.tag, place)
+    for place, words in ((long, "too long"), (exported / "x", "Not a directory")):
+        with pytest.raises(UserError, match=words):
+            other.import_model(place)
+    assert not files_below(other.layout.root)
+
+
 def test_a_name_that_is_taken_can_be_changed(entry: Entry, exported: Path, other: Store) -> None:
     folder = other.layout.weight_dir("tfidf_hsgd", "fake")
     FakeModel().save(folder / "best_2026-01-01T00:00:00.pt")

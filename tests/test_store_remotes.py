@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import socket
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -128,6 +130,9 @@ def test_the_remote_of_dvc(here: Store, there: Store) -> None:
         ({"default": "b", "remotes": {"a": {"url": "x"}}}, "default 'b' is no remote"),
         ({"remotes": {"a": {"url": "x"}, "b": {"url": "y"}}}, "add --remote with one of a, b"),
         ({"remotes": {}}, "names no remote"),
+        ({"remotes": {"a": {"url": "a\0b"}}}, "url has characters that no place has"),
+        ({"remotes": {"a": {"url": "a\ud800"}}}, "url has characters that no place has"),
+        ({"remotes": {"a": {"url": "~nobody-9/x"}}}, "Cannot read ~nobody-9/x"),
     ],
 )  # fmt: skip
 def test_mistakes_in_the_configuration(here: Store, values: Any, part: str) -> None:
@@ -227,6 +232,32 @@ def test_what_a_server_refuses_is_told(
     with pytest.raises(UserError, match=f"^Cannot read http.*{words}") as caught:
         here.import_model(f"{failing}/{path}")
     assert "hunter2" not in caught.value.message
+
+
+def test_a_server_that_is_not_there_is_told(here: Store) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    with pytest.raises(UserError, match="Cannot connect to host"):
+        here.import_model(f"http://127.0.0.1:{port}/x.kttmodel")
+
+
+def test_the_home_folder_of_a_remote(here: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/somebody")
+    configure(here, {"remotes": {"a": {"url": "~/models"}}})
+    assert remote(here.layout).path == Path("/home/somebody/models")
+
+
+def test_no_room_for_temporary_files_is_one_line(
+    here: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = here.save_model(FakeModel())
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("utils.store.archive.write_archive", full)
+    with pytest.raises(UserError, match="Cannot write .*No space left on device"):
+        here.export_model(entry.tag, "memory://full/")
 
 
 def test_keys_of_s3_are_taken_as_they_are() -> None:

@@ -93,7 +93,9 @@ def lock(path: Path, busy: str | None = None) -> Iterator[TextIOWrapper]:
 
 def is_device(path: Path) -> bool:
     """Whether something is there that is written to as it is: a pipe, a device."""
-    return path.exists() and not path.is_file() and not path.is_dir()
+    with suppress(OSError):  # a name that is too long: what comes next says so
+        return path.exists() and not path.is_file() and not path.is_dir()
+    return False
 
 
 def followed(path: Path) -> Path:
@@ -196,6 +198,23 @@ def _made_in(folder: Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         with suppress(FileNotFoundError):
             return Path(tempfile.mkdtemp(prefix=_prefix(), dir=folder))
+
+
+@contextmanager
+def scratch() -> Iterator[Path]:
+    """Yield a folder for a while, where the system keeps such things (``TMPDIR``).
+
+    Raises
+    ------
+    UserError
+        It cannot be written.
+    """
+    with explained(Path(tempfile.gettempdir()) / "scratch"):
+        folder = Path(tempfile.mkdtemp(prefix="ktt-"))
+        try:
+            yield folder
+        finally:
+            _remove(folder)
 
 
 def move_in(source: Path, path: Path) -> None:

@@ -22,10 +22,27 @@ def checked_name(kind: str, name: str) -> str:
     """Return `name` if it can safely be a folder's name, else raise `UserError`."""
     if not is_name(name):
         raise UserError(
-            f"{kind} name {name!r} cannot be used: take letters, digits, '.', '_' and '-', "
-            "beginning with a letter or digit."
+            f"{kind} name {name!r} cannot be used: take up to 128 letters, digits, '.', '_' and "
+            "'-', beginning with a letter or digit."
         )
     return name
+
+
+def given_path(text: str | Path) -> Path:
+    """A path as a person gives it, with the home folder for ``~``.
+
+    Raises
+    ------
+    UserError
+        No file can have it: it is too long, or the home of nobody.
+    """
+    try:
+        path = Path(text).expanduser()
+        path.exists()
+    except (OSError, RuntimeError) as error:
+        reason = (getattr(error, "strerror", None) or str(error)).rstrip(".")
+        raise UserError(f"Cannot read {text}: {reason}.") from error
+    return path
 
 
 class Layout:
@@ -38,11 +55,16 @@ class Layout:
         toolkit, whatever the current folder is.
     fetch
         Whether what is missing is fetched where DVC has it.
+
+    Raises
+    ------
+    UserError
+        There can be no such root.
     """
 
     def __init__(self, root: Path | str | None = None, *, fetch: bool = True) -> None:
         self.fetch = fetch
-        self.root = Path(root or os.environ.get("KTT_ROOT") or PROJECT_ROOT).resolve()
+        self.root = given_path(root or os.environ.get("KTT_ROOT") or PROJECT_ROOT).resolve()
         self.datasets = self.root / "datasets"
         self.weights = self.root / "weights"
         self.outputs = self.root / "outputs"

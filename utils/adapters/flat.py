@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from utils.adapters.pipeline import (
@@ -26,7 +25,7 @@ from utils.adapters.reading import (
 )
 from utils.adapters.sources import TEXT_KINDS, SourceFile, expand, known_encoding, open_source
 from utils.errors import UserError
-from utils.paths import Layout
+from utils.paths import Layout, given_path
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -91,7 +90,7 @@ def _with_parents(options: FlatOptions) -> AdaptOptions:
         return options.adapt
     from utils.adapters.parents import load_parents
 
-    parents = load_parents(Path(options.parents).expanduser(), None)
+    parents = load_parents(given_path(options.parents), None)
     labels = dataclasses.replace(options.adapt.labels, parents=parents)
     return dataclasses.replace(options.adapt, labels=labels)
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from utils.errors import UserError
+from utils.paths import given_path
 
 KINDS = {
     ".csv": "csv", ".tsv": "csv", ".tab": "csv", ".psv": "csv", ".txt": "csv", ".dat": "csv",
@@ -94,7 +95,7 @@ def expand(patterns: Sequence[str]) -> list[Path]:
     """
     files: list[Path] = []
     for pattern in patterns:
-        path = Path(pattern).expanduser()
+        path = given_path(pattern)
         if path.is_dir():
             raise UserError(
                 f"{pattern} is a folder. Name its files, for example '{pattern}/*.csv'."

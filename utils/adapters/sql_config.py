@@ -13,6 +13,7 @@ from urllib.parse import quote, quote_plus
 
 from utils.errors import UserError
 from utils.files import read_json
+from utils.paths import given_path
 
 EXAMPLE = "docs/adapter_sql.json"
 HIDDEN = "***"
@@ -176,7 +177,7 @@ def _bare(query: str) -> str:
 def _connection(values: Mapping[str, Any], path: Path) -> Connection:
     kind, database = values["kind"], values["database"]
     if kind in FILE_KINDS:
-        file = path.resolve().parent / Path(database).expanduser()
+        file = path.resolve().parent / given_path(database)
         return Connection(kind=kind, database=str(file), options=values.get("options", {}))
     return Connection(
         kind=kind,

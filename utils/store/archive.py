@@ -345,7 +345,7 @@ def read_file(path: Path) -> Iterator[tuple[BinaryIO, int]]:
     try:
         with path.open("rb") as file:
             yield file, path.stat().st_size
-    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
+    except OSError as error:
         if error.filename != str(path):
             raise
         raise UserError(f"Cannot read {path}: {error.strerror}.") from error

@@ -6,7 +6,6 @@ import configparser
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from utils.errors import UserError, unknown
-from utils.files import atomic_path, read_json
-from utils.paths import Layout
+from utils.files import atomic_path, read_json, scratch
+from utils.paths import Layout, given_path
 from utils.store.archive import read_file
 
 if TYPE_CHECKING:
@@ -135,6 +134,11 @@ def _wrong(given: Any) -> list[str]:
         if key not in KEYS
     ]
     found += [f"{key} is no text" for key in KEYS if not isinstance(given.get(key, ""), str)]
+    found += [
+        f"{key} has characters that no place has"
+        for key in KEYS
+        if not str(given.get(key, "")).isprintable()
+    ]
     for key in ("url", "endpoint"):
         if isinstance(given.get(key), str) and is_url(given[key]):
             found += [f"its {key} {mistake}" for mistake in _wrong_url(given[key])]
@@ -156,7 +160,8 @@ def _wrong_url(url: str) -> list[str]:
 def _absolute(place: Place, folder: Path) -> Place:
     if is_url(place.url):
         return place
-    return Place(url=str(folder / place.url), endpoint=place.endpoint, region=place.region)
+    path = folder / given_path(place.url)
+    return Place(url=str(path), endpoint=place.endpoint, region=place.region)
 
 
 def _dvc_remote(root: Path) -> Place | None:
@@ -233,8 +238,8 @@ def written(place: Place) -> Iterator[Path]:
         with atomic_path(place.path) as temporary:
             yield temporary
         return
-    with tempfile.TemporaryDirectory(prefix="ktt-store-") as folder:
-        temporary = Path(folder) / "file"
+    with scratch() as folder:
+        temporary = folder / "file"
         yield temporary
         with _explained(place, "write"):
             _upload(temporary, place)
@@ -310,7 +315,7 @@ def _s3(place: Place) -> Any:
     return ArrowFSWrapper(S3FileSystem(**options))
 
 
-def _reason(error: Exception, place: Place) -> str:
+def _reason(error: BaseException, place: Place) -> str:
     """What an error says, in one line and without what may be secret in URLs."""
     if isinstance(error, NotImplementedError):
         return "places of this kind can only be read"
@@ -318,7 +323,9 @@ def _reason(error: Exception, place: Place) -> str:
         return "it does not answer"
     status = getattr(error.__cause__, "status", None)  # of a server that speaks HTTP
     if isinstance(error, FileNotFoundError) and str(error) == place.url:
-        return f"the server answers {status}" if status else "there is no such file"
+        if status or not error.__cause__:
+            return f"the server answers {status}" if status else "there is no such file"
+        error = error.__cause__  # it was not asked
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     reason = re.sub(r"\w+://[^\s'\"]+", lambda found: shown(found[0]), reason)
     return reason.rstrip(".")[:300]

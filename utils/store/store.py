@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 from utils import dvc
 from utils.checkpoints import Run, checkpoint_meta, held, new_run, runs, trained_pairs
 from utils.errors import UserError, unknown
-from utils.files import read_json, staging, write_json
+from utils.files import read_json, scratch, staging, write_json
 from utils.paths import Layout
 from utils.store import archive, remotes
 from utils.store.aliases import known_aliases, read_aliases, write_aliases
@@ -87,7 +87,7 @@ class Store:
         for problem in dict.fromkeys(text for entry in found for text in entry.problems):
             tell(problem)
         found = [entry for entry in found if all(entry.matches(*one) for one in wanted)]
-        return sorted_by(found, sort) if sort else found
+        return found if sort is None else sorted_by(found, sort)
 
     def get(self, tag: str | Tag, *, by: str = BY) -> Entry:
         """The entry that a tag leads to.
@@ -371,6 +371,8 @@ class Store:
         str
             Where it is.
         """
+        if not str(target):
+            raise UserError("Say where to export to: a file, a folder or a URL.")
         entry, place = self._complete(tag), Place(url=str(target))
         if _is_folder(place):
             name = archive.archive_name(entry.model, entry.dataset, entry.version)
@@ -389,8 +391,8 @@ class Store:
 
     def _write_archive(self, entry: Entry, place: Place) -> None:
         files = archived(entry)
-        with tempfile.TemporaryDirectory(prefix="ktt-store-") as folder:
-            described = Run(folder=Path(folder), time=entry.version)
+        with scratch() as folder:
+            described = Run(folder=folder, time=entry.version)
             _write(described, entry.info)  # also of a run that was trained before there was a store
             files.append(described.folder / entry_file(described))
             with remotes.written(place) as path, path.open("wb") as to:
@@ -509,4 +511,6 @@ def _write(run: Run, info: Info) -> None:
 
 
 def _is_folder(place: Place) -> bool:
-    return place.url.endswith("/") or bool(place.path and place.path.is_dir())
+    with suppress(OSError):  # a name that is too long: writing it says so
+        return place.url.endswith("/") or bool(place.path and place.path.is_dir())
+    return False
