@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import adapt
@@ -176,7 +176,6 @@ def test_a_column_may_be_taken_twice(layout: Layout, tmp_path: Path) -> None:
     assert ("Item 1, żółw", ("2",)) in found(layout)
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # of a busy machine
 @given(data=st.data())
 def test_the_tree_is_the_one_that_a_walk_finds(data: st.DataObject) -> None:
     count = data.draw(st.integers(1, 12))
