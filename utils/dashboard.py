@@ -286,7 +286,7 @@ _PERFORMANCE = (
     ),
     PanelSpec(
         title="Age of the last calculation",
-        queries={"age": "time() - ktt_last_calculation_timestamp_seconds"},
+        queries={"age": "time() - (ktt_last_calculation_timestamp_seconds > 0)"},
         unit="s",
         width=6,
         height=6,
