@@ -2,10 +2,12 @@
 
 import os
 import re
+import socket
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -232,6 +234,64 @@ def test_a_number_of_cores_that_is_none_is_one_line(monkeypatch: pytest.MonkeyPa
         with pytest.raises(SystemExit) as stopped:
             share_cores(None)
         assert str(stopped.value).startswith("Error: KTT_CORES=")
+
+
+def test_a_port_that_cannot_be_had_is_one_line_before_anything_is_started() -> None:
+    from ktt_bentoml_compat.servers import check_port
+
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        for asked, said in (
+            (port, f"Port {port} is in use. Give another"),
+            (70_000, "70000 is no"),
+        ):
+            with pytest.raises(SystemExit) as stopped:
+                check_port(asked)
+            assert str(stopped.value).startswith(f"Error: {said}")
+    check_port(port)
+    check_port(None)
+
+
+def test_nothing_is_started_on_a_port_in_use() -> None:
+    from ktt_bentoml_compat.servers import improve
+
+    started: list[object] = []
+    names = ("start_dev_server", "start_prod_server", "_start_dev_proxy", "_start_prod_proxy")
+    module: dict[str, Any] = {name: lambda **_: started.append(1) for name in names}
+    improve(module)
+    with socket.socket() as taken:
+        taken.bind(("0.0.0.0", 0))
+        taken.listen()
+        for name in names[:2]:
+            with pytest.raises(SystemExit):
+                module[name](port=taken.getsockname()[1])
+    assert not started
+
+
+def test_a_clock_that_is_set_neither_holds_nor_refuses_requests(tmp_path: Path) -> None:
+    code = (
+        "import asyncio, time\n"
+        "from bentoml.marshal.dispatcher import CorkDispatcher\n"
+        "real, ahead = time.time, 0\n"
+        "time.time = lambda: real() + ahead\n"
+        "async def answer(batch):\n"
+        "    await asyncio.sleep(0.02)\n"
+        "    return batch\n"
+        "async def main():\n"
+        "    global ahead\n"
+        "    ask = CorkDispatcher(300_000, 64)(answer)\n"
+        "    for step in (0, 0, 0, 0, 86_400, -172_800, 0):\n"
+        "        first = asyncio.ensure_future(ask(1))\n"
+        "        await asyncio.sleep(0.01)\n"
+        "        waiting = [asyncio.ensure_future(ask(number)) for number in (2, 3)]\n"
+        "        await asyncio.sleep(0)\n"
+        "        ahead += step\n"
+        "        print(await asyncio.wait_for(asyncio.gather(first, *waiting), 10))\n"
+        "asyncio.run(main())"
+    )
+    assert python(code, tmp_path).splitlines() == ["[1, 2, 3]"] * 7
 
 
 def test_a_service_may_extend_the_application_and_need_not(tmp_path: Path) -> None:

@@ -207,6 +207,17 @@ def test_state_is_told(server: Server) -> None:
         assert server.request(path, b"{}").status == 405, path
 
 
+def test_a_port_in_use_is_one_line(server: Server, bundle: Path, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [BENTOML, "serve", bundle, "--port", str(server.port)],
+        env={**os.environ, "BENTOML_HOME": str(tmp_path)},
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    said = f"Error: Port {server.port} is in use. Give another: --port 5050.\n"
+    assert (done.stdout, done.stderr) == ("", said)
+
+
 def test_an_answer_has_an_id(server: Server) -> None:
     reply = server.ask("/classify", {"text": "a red balance"})
     assert len(reply.json()["request_id"]) == 32

@@ -16,9 +16,11 @@ _PROTO = "bentoml.yatai.proto."
 _TOUCHED = frozenset(
     {
         "bentoml.types",
+        "bentoml.utils.alg",
         "bentoml.utils.cloudpickle",
         "bentoml.utils.log",
         "bentoml.utils.usage_stats",
+        "bentoml.marshal.dispatcher",
         "bentoml.marshal.marshal",
         "bentoml.marshal.utils",
         "bentoml.server",

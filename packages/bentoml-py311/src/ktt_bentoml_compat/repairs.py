@@ -12,10 +12,11 @@ import io
 import os
 import pickle
 import sys
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
-from types import CodeType, ModuleType
+from types import CodeType, ModuleType, SimpleNamespace
 from typing import Any
 
 LOG_BYTES = 5_000_000
@@ -240,11 +241,26 @@ class LogLoader(SourceFileLoader):
         module.__dict__["get_logging_config_dict"] = bounded
 
 
+class SteadyClockLoader(SourceFileLoader):
+    """A module that measures how long requests wait: by a clock that nobody sets.
+
+    As released, a clock that is set back while a request waits for its batch lets it wait for as
+    long; one that is set forward makes a batch look hours long, and requests that come together
+    are refused with 429 until fifty later ones have told otherwise.
+    """
+
+    def exec_module(self, module: ModuleType) -> None:
+        super().exec_module(module)
+        module.__dict__["time"] = SimpleNamespace(time=time.monotonic)
+
+
 _LOADERS: dict[str, type[SourceFileLoader]] = {
     "bentoml.types": HashableHeadersLoader,
+    "bentoml.utils.alg": SteadyClockLoader,
     "bentoml.utils.cloudpickle": CloudpickleLoader,
     "bentoml.utils.log": LogLoader,
     "bentoml.utils.usage_stats": UsageStatsLoader,
+    "bentoml.marshal.dispatcher": SteadyClockLoader,
     "bentoml.marshal.utils": MessageLoader,
     "bentoml.marshal.marshal": ProxyLoader,
     "bentoml.server": ServersLoader,

@@ -5,12 +5,14 @@ In place of the functions of `bentoml.server` with the same names.
 
 from __future__ import annotations
 
+import errno
 import functools
 import gc
 import logging
 import os
 import shutil
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -39,6 +41,7 @@ def improve(module: dict[str, Any]) -> None:
 def _prepared(start: Callable[..., None], production: bool) -> Callable[..., None]:
     @functools.wraps(start)
     def prepared(*args: Any, **options: Any) -> None:
+        check_port(options.get("port"))
         prepare_metrics_folder()
         workers = share_cores(options.get("workers") if production else 1)
         if production:
@@ -51,6 +54,20 @@ def _prepared(start: Callable[..., None], production: bool) -> Callable[..., Non
                 raise SystemExit(1)
 
     return prepared
+
+
+def check_port(port: int | None) -> None:
+    """Stop in one line where the proxy could not listen, before anything is loaded or emptied."""
+    try:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the servers do
+            probe.bind(("0.0.0.0", port or 0))
+    except OverflowError:
+        raise SystemExit(f"Error: {port} is no port. Give one from 1 to 65535: --port.") from None
+    except OSError as error:
+        why = {errno.EADDRINUSE: "is in use", errno.EACCES: "needs the rights of root"}
+        said = why.get(error.errno or 0, f"cannot be used ({error.strerror})")
+        raise SystemExit(f"Error: Port {port} {said}. Give another: --port 5050.") from None
 
 
 def prepare_metrics_folder() -> None:
@@ -152,13 +169,18 @@ def _start_prod_server(
 ) -> None:
     """Start the API workers, on this machine's own address: only the proxy is to ask them."""
     from bentoml.server.gunicorn_server import gunicorn_bento_server
+    from gunicorn.errors import HaltServer
 
     log.info("Starting BentoML API server in production mode..")
-    gunicorn_bento_server()(
+    server = gunicorn_bento_server()(
         saved_bundle_path,
         bind=f"{LOOPBACK}:{port}",
         timeout=timeout,
         workers=workers,
         prometheus_lock=prometheus_lock,
         enable_swagger=enable_swagger,
-    ).run()
+    )
+    try:
+        server.run()
+    except HaltServer as halt:  # of the second worker that could not start; each said why
+        raise SystemExit(halt.exit_status) from None
