@@ -195,7 +195,7 @@ def failing() -> Iterator[str]:
         def do_HEAD(self) -> None:
             status = int(self.path[1:4])
             if status == 408:
-                over.wait()
+                over.wait(60)
             self.send_response(status)
             if status == 302:
                 self.send_header("Location", "/404?token=hunter2")

@@ -79,11 +79,11 @@ def free_port() -> int:
     The system gives ports above these to whoever connects to something: one of them might be taken
     again before a server has started on it.
     """
-    while True:
-        port = random.SystemRandom().randrange(20_000, 32_000)
+    for port in random.SystemRandom().sample(range(20_000, 32_000), 1000):
         with socket.socket() as probe, contextlib.suppress(OSError):
             probe.bind(("", port))
             return port
+    raise OSError("No port is free.")
 
 
 @contextlib.contextmanager
