@@ -256,7 +256,9 @@ def container_environment() -> dict[str, str] | None:
 
 def _succeeds(command: list[str]) -> bool:
     quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    return subprocess.run(command, check=False, timeout=30, **quiet).returncode == 0
+    with contextlib.suppress(subprocess.TimeoutExpired):  # a daemon that hangs is none
+        return subprocess.run(command, check=False, timeout=60, **quiet).returncode == 0
+    return False
 
 
 @dataclass(frozen=True, kw_only=True)
