@@ -41,7 +41,7 @@ def talk(message: bytes) -> tuple[bytes, list[bytes]]:
     async def run() -> bytes:
         app = web.Application(middlewares=[web.middleware(proxy.answer)])
         app.router.add_post("/", handler)
-        runner = web.AppRunner(app)
+        runner = web.AppRunner(app, lingering_time=0.1)  # for the rest of a body that was refused
         await runner.setup()
         site = web.TCPSite(runner, "127.0.0.1", 0)
         await site.start()

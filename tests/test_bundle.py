@@ -5,6 +5,7 @@ import base64
 import csv
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 import warnings
@@ -192,6 +193,7 @@ def test_the_image_is_slim_runs_as_a_user_and_reports_nothing(bundle: Path) -> N
 def test_exporting_again_replaces_the_bundle_and_a_failure_leaves_it(
     bundle: Path, tmp_path: Path
 ) -> None:
+    bundle = shutil.copytree(bundle, tmp_path / "build" / "inference")
     before = (bundle / "bentoml.yml").read_text()
     broken = tmp_path / "broken_service.py"
     broken.write_text("from utils.serving import TextClassifierService\n", encoding="utf-8")
@@ -202,8 +204,9 @@ def test_exporting_again_replaces_the_bundle_and_a_failure_leaves_it(
         write_bundle(bundle, service_file=tmp_path / "absent.py", classifier=tmp_path)
     assert [path.name for path in bundle.parent.iterdir()] == ["inference"]
     assert "toy_service" not in sys.modules
-    (tmp_path / "root.txt").write_text("Other", encoding="utf-8")
-    write_bundle(bundle, service_file=TOY, classifier=tmp_path, version="2")
+    (tmp_path / "classifier").mkdir()
+    (tmp_path / "classifier" / "root.txt").write_text("Other", encoding="utf-8")
+    write_bundle(bundle, service_file=TOY, classifier=tmp_path / "classifier", version="2")
     assert "service_version: '2'" in (bundle / "bentoml.yml").read_text().replace('"', "'")
 
 

@@ -255,6 +255,7 @@ def test_a_byte_order_mark_is_no_part_of_the_body() -> None:
     assert text_of(decode_body(b"\xef\xbb\xbf" + document("a"), None, "")) == "a"
 
 
+@pytest.mark.usefixtures("toy")  # BentoML is imported without its warnings
 def test_an_answer_of_numpy_numbers_is_plain_json() -> None:
     import numpy as np
 
