@@ -397,6 +397,8 @@ def test_all_mistakes_of_the_configuration_in_one_line(tmp_path: Path, layout: L
     ):  # fmt: skip
         assert words in line, words
     assert secret not in line
+    same = refused(sql(config(tmp_path, columns={"parent": "id"})))
+    assert "'columns.id' and 'columns.parent' must be two" in same
 
 
 @pytest.mark.parametrize(
@@ -568,6 +570,11 @@ def test_duckdb_files(layout: Layout, tmp_path: Path) -> None:
     assert "itemz does not exist" in refused(sql(missing, "--force"))
     writing = config(tmp_path, connection=place, items="DELETE FROM items RETURNING *")
     refused(sql(writing, "--force"))
+    database(tmp_path / "shop.db", item_rows(), CLASSES)
+    other = config(tmp_path, connection=place | {"database": "shop.db"})
+    line = refused(sql(other, "--force"))
+    assert "cannot be read as a duckdb file" in line
+    assert "download" not in line  # no extension is fetched for it
 
 
 def test_the_environment_is_left_alone(layout: Layout, tmp_path: Path) -> None:

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from utils.server import free_port
+
 PACKAGE = Path(__file__).parents[1] / "packages" / "bentoml-py311"
 
 pytest.importorskip("ktt_bentoml_compat", reason="pip install ./packages/bentoml-py311")
@@ -250,7 +252,7 @@ def test_a_port_that_cannot_be_had_is_one_line_before_anything_is_started() -> N
             with pytest.raises(SystemExit) as stopped:
                 check_port(asked)
             assert str(stopped.value).startswith(f"Error: {said}")
-    check_port(port)
+    check_port(free_port())
     check_port(None)
 
 

@@ -298,4 +298,7 @@ def _column_mistakes(values: Mapping[str, Any]) -> list[str]:
         if not all(isinstance(text, str) and text for text in texts):
             kind = "a column's name, or a list of them" if key == "text" else "a column's name"
             found.append(f"'columns.{key}' must be {kind}")
+    names = SqlColumns()
+    if values.get("id", names.id) == values.get("parent", names.parent):
+        found.append("'columns.id' and 'columns.parent' must be two columns")
     return found

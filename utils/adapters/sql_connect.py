@@ -210,9 +210,9 @@ def _sqlite(module: Any, place: Connection) -> Iterator[Session]:
 
 @contextmanager
 def _duckdb(module: Any, place: Connection) -> Iterator[Session]:
-    with closing(
-        module.connect(place.database, read_only=True, config=dict(place.options))
-    ) as connection:
+    # a file of another kind is refused, not read by an extension that is fetched for it
+    config = {"autoinstall_known_extensions": False, **place.options}
+    with closing(module.connect(place.database, read_only=True, config=config)) as connection:
         yield DuckSession(connection)
 
 
