@@ -241,10 +241,10 @@ def test_a_number_of_cores_that_is_none_is_one_line(monkeypatch: pytest.MonkeyPa
 def test_a_port_that_cannot_be_had_is_one_line_before_anything_is_started() -> None:
     from ktt_bentoml_compat.servers import check_port
 
+    port = free_port()  # which nobody else is given while this test goes on
     with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
+        taken.bind(("127.0.0.1", port))
         taken.listen()
-        port = taken.getsockname()[1]
         for asked, said in (
             (port, f"Port {port} is in use. Give another"),
             (70_000, "70000 is no"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import json
-import socket
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -18,6 +17,7 @@ import store as command
 from tests.stores import FakeModel, files_below, fill
 from utils.errors import UserError
 from utils.paths import Layout
+from utils.server import free_port
 from utils.store import Store
 from utils.store.remotes import Place, _file_system, remote, shown
 
@@ -235,10 +235,8 @@ def test_what_a_server_refuses_is_told(
 
 
 def test_a_server_that_is_not_there_is_told(here: Store) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
     with pytest.raises(UserError, match="Cannot connect to host"):
-        here.import_model(f"http://127.0.0.1:{port}/x.kttmodel")
+        here.import_model(f"http://127.0.0.1:{free_port()}/x.kttmodel")
 
 
 def test_the_home_folder_of_a_remote(here: Store, monkeypatch: pytest.MonkeyPatch) -> None:

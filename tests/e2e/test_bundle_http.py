@@ -211,7 +211,7 @@ def test_a_port_in_use_is_one_line(server: Server, bundle: Path, tmp_path: Path)
     done = subprocess.run(
         [BENTOML, "serve", bundle, "--port", str(server.port)],
         env={**os.environ, "BENTOML_HOME": str(tmp_path)},
-        capture_output=True, text=True, timeout=60, check=False,
+        capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert done.returncode == 1
     said = f"Error: Port {server.port} is in use. Give another: --port 5050.\n"
