@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import sqlite3
 import time
+import types
 from collections.abc import Sequence
 from contextlib import closing
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, quote_plus
 from uuid import UUID
 
 import numpy as np
@@ -26,8 +29,8 @@ import adapt
 from tests.test_adapt_flat import rows_of
 from utils.adapters import sql_connect
 from utils.adapters.sql_classes import class_tree, identifiers
-from utils.adapters.sql_config import Connection
-from utils.adapters.sql_connect import conninfo, read_query
+from utils.adapters.sql_config import FILE_KINDS, KINDS, Connection
+from utils.adapters.sql_connect import conninfo, open_session, read_query
 from utils.data import load_dataset
 from utils.errors import UserError
 from utils.paths import PROJECT_ROOT, Layout
@@ -518,6 +521,78 @@ def test_a_server_that_is_not_there(layout: Layout, tmp_path: Path, kind: str) -
     assert "Cannot connect to" in line
     assert "127.0.0.1:1" in line
     assert secret not in line
+    if kind == "mssql":  # in words, not as the driver's tuple of a number and bytes
+        assert ": Unable to connect: " in line
+        assert "(127.0.0.1): Connection refused (111). Check" in line
+
+
+def test_an_option_that_a_driver_does_not_know(layout: Layout, tmp_path: Path) -> None:
+    connection = {"kind": "mssql", "host": "127.0.0.1", "port": 1, "database": "x", "user": "u",
+                  "password": "secret", "options": {"tds_version": "9.9"}}  # fmt: skip
+    assert "unrecognized tds version: 9.9" in refused(sql(config(tmp_path, connection=connection)))
+
+
+SECRET = "p@:/ %'\\w\"ż"
+QUOTED = [
+    SECRET, quote(SECRET), quote(SECRET, safe=""), quote_plus(SECRET), repr(SECRET),
+    SECRET.encode(), repr(SECRET.encode()),
+]  # fmt: skip
+
+
+class Refusal(Exception):
+    """What a driver raises."""
+
+
+def talkative(said: object) -> types.SimpleNamespace:
+    """A driver that quotes the password in whatever it raises."""
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise Refusal(said)
+
+    return types.SimpleNamespace(
+        __name__="talkative", connect=refuse, Error=Refusal, MySQLError=Refusal, SSCursor=object,
+        _mssql=types.SimpleNamespace(MSSQLException=Refusal),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_driver_tells_the_password(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    (tmp_path / "shop.db").touch()
+    host = None if kind in FILE_KINDS else "h"
+    database = str(tmp_path / "shop.db") if host is None else "shop"
+    place = Connection(kind=kind, host=host, port=1, database=database, password=SECRET)
+    for quoted in QUOTED:
+        said = (1, b"no: " + quoted + b" :no") if isinstance(quoted, bytes) else f"no: {quoted} :no"
+        driver = talkative(said)
+        monkeypatch.setattr(sql_connect.importlib, "import_module", lambda _, d=driver: d)
+        session = types.SimpleNamespace(ask=driver.connect)
+        for fails in (
+            lambda: open_session(place).__enter__(),
+            lambda s=session: read_query(s, place, "items", "SELECT 1", tuple, lambda _: None),
+        ):
+            with pytest.raises(UserError, match=r"no: .*\*\*\*.* :no") as caught:
+                fails()
+            assert not re.search("p@|p%40", caught.value.message), quoted
+
+
+def test_a_password_of_two_lines_is_taken_out_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    place = Connection(kind="mysql", host="h", port=1, database="x", password="one\ntwo")
+    monkeypatch.setattr(
+        sql_connect.importlib, "import_module", lambda _: talkative("no: one\ntwo :no")
+    )
+    with pytest.raises(UserError, match=r"no: \*\*\* :no"):
+        open_session(place).__enter__()
+
+
+def test_a_long_message_ends_with_a_word() -> None:
+    place = Connection(kind="mssql", database="x")
+    said = (208, b"Invalid object name 'x'.DB-Lib error message 20018, severity 16:\nGeneral")
+    assert sql_connect._cause(place, Refusal(said)) == "Invalid object name 'x'"
+    cause = sql_connect._cause(place, Refusal("many words " * 100))
+    assert cause.endswith((" many …", " words …"))
+    assert len(cause) <= 300
 
 
 def test_passwords_are_taken_out_of_any_text() -> None:

@@ -240,15 +240,36 @@ def test_sizes_that_are_declared_and_not_there(exported: Path, other: Store, siz
     refused(other, exported, "refused")
 
 
-def test_a_stream_of_unknown_length_is_not_followed_beyond_the_disk(
-    exported: Path, other: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def stream(exported: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The archive, which comes from any URL, and nobody says how long it is."""
+
     @contextlib.contextmanager
     def unknown_length(place: Any) -> Any:
         with exported.open("rb") as file:
             yield file, None
 
     monkeypatch.setattr("utils.store.remotes.opened", unknown_length)
+    return exported
+
+
+def test_what_follows_the_end_of_a_stream(stream: Path, store: Store, other: Store) -> None:
+    url, content = "https://example.org/x", stream.read_bytes()
+    for more in (b"\0", content):
+        stream.write_bytes(content + more)
+        refused(other, url, "something follows its end")
+        with pytest.raises(UserError, match="something follows its end"):
+            store.import_model(url, skip_existing=True)
+    for less in (b"", content[:-1], content[:-1024]):
+        stream.write_bytes(less)
+        refused(other, url, "refused")
+    stream.write_bytes(content)
+    assert other.import_model(url)
+
+
+def test_a_stream_of_unknown_length_is_not_followed_beyond_the_disk(
+    stream: Path, other: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda _: os.terminal_size((0, 0)) and _Usage())
     refused(other, "https://example.org/x", "are free")
 

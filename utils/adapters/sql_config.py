@@ -83,6 +83,7 @@ class Connection:
         forms = {
             self.password, quote(self.password), quote(self.password, safe=""),
             quote_plus(self.password), repr(self.password)[1:-1],
+            repr(self.password.encode())[2:-1],
             self.password.replace("\\", "\\\\").replace("'", "\\'"),
         }  # fmt: skip
         pattern = "|".join(map(re.escape, sorted(forms, key=len, reverse=True)))

@@ -7,7 +7,9 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import quote
 
@@ -26,6 +28,8 @@ _STEPS = 100_000  # of SQLite's machine, some milliseconds
 _BEFORE_CAUSE = re.compile(
     r"^.*?(?:ERROR|FATAL|Error|failed): +|^[A-Z_]+: \[libpq\] [^:]*: +|^\(\d+, ['\"]|['\"]\)$"
 )
+_DB_LIB = re.compile(r"DB-Lib error message \d+, severity \d+:\n?")
+_NET_LIB = re.compile(r"\nNet-Lib error during ")
 _REFUSED = re.compile(
     r"password authentication failed|no password supplied|Access denied|Login failed"
     r"|role .* does not exist|no pg_hba\.conf entry|pg_hba\.conf rejects",
@@ -160,7 +164,7 @@ class Driver:
     package, module
         What is installed, and imported when it is needed.
     errors
-        Where in the module the base class of its errors is.
+        Where in the module the base classes of its errors are.
     begin
         From the module and a connection to a session.
     requirements
@@ -170,7 +174,7 @@ class Driver:
     package: str
     module: str
     begin: Callable[[Any, Connection], AbstractContextManager[Session]]
-    errors: str = "Error"
+    errors: tuple[str, ...] = ("Error",)
     requirements: str = "requirements-sql.txt"
 
 
@@ -271,8 +275,13 @@ DRIVERS = {
     ),
     "sqlite": Driver(package="sqlite3", module="sqlite3", begin=_sqlite),
     "duckdb": Driver(package="duckdb", module="duckdb", begin=_duckdb),
-    "mysql": Driver(package="pymysql", module="pymysql", begin=_mysql, errors="MySQLError"),
-    "mssql": Driver(package="pymssql", module="pymssql", begin=_mssql),
+    "mysql": Driver(package="pymysql", module="pymysql", begin=_mysql, errors=("MySQLError",)),
+    "mssql": Driver(
+        package="pymssql",
+        module="pymssql",
+        begin=_mssql,
+        errors=("Error", "_mssql.MSSQLException"),  # of options that it does not know
+    ),
 }
 
 
@@ -313,7 +322,7 @@ def _errors(kind: str) -> tuple[type[Exception], ...]:
     import pyarrow as pa
 
     return (
-        getattr(_module(kind), DRIVERS[kind].errors),
+        *(attrgetter(name)(_module(kind)) for name in DRIVERS[kind].errors),
         pa.ArrowException,
         OSError,
         TypeError,
@@ -323,9 +332,18 @@ def _errors(kind: str) -> tuple[type[Exception], ...]:
 
 def _cause(place: Connection, error: Exception) -> str:
     """The first line of a driver's message without its preambles and without the password."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    first = place.scrubbed(lines[0] if lines else type(error).__name__)
-    return _BEFORE_CAUSE.sub("", first)[:_LONGEST].rstrip(".") or type(error).__name__
+    lines = [line.strip() for line in place.scrubbed(_message(error)).splitlines() if line.strip()]
+    first = _BEFORE_CAUSE.sub("", lines[0]) if lines else ""
+    return shorten(first, _LONGEST, placeholder=" …").rstrip(".") or type(error).__name__
+
+
+def _message(error: Exception) -> str:
+    """What a driver says; SQL Server's says it in bytes behind a number."""
+    values = error.args
+    if len(values) == 1 and isinstance(values[0], tuple):
+        values = values[0]
+    said = [v.decode(errors="backslashreplace") for v in values if isinstance(v, bytes)]
+    return _NET_LIB.sub(": ", _DB_LIB.sub("\n", "\n".join(said))) if said else str(error)
 
 
 def _not_connected(place: Connection, cause: str) -> UserError:
