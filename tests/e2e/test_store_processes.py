@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,7 +26,8 @@ pytestmark = pytest.mark.slow
 
 SECONDS = float(os.environ.get("KTT_STORE_SECONDS", "5"))
 """How long two processes save and delete: 60 for a soak."""
-KILLS = 8  # of each kind
+KILLS = 6  # of each kind
+LEAST_STEPS, MOST_STEPS = 6, 20  # of a change: what it moves and removes
 SIZE = 2_000_000  # bytes of a checkpoint: writing one takes long enough to be killed in it
 PATIENCE = 120.0
 
@@ -35,7 +38,7 @@ from tests.stores import FakeModel
 from utils.errors import UserError
 from utils.store import Store
 
-kind, number, seconds, archive, size, least = sys.argv[1:]
+kind, number, seconds, given, size, least = sys.argv[1:]
 store, rng, end = Store(), random.Random(number), time.monotonic() + float(seconds)
 print("ready", flush=True)
 
@@ -55,7 +58,7 @@ def delete():
         print("deleted", gone.tag, 0, flush=True)
 
 def fetch():
-    entry = store.import_model(archive)
+    entry = store.import_model(given)
     store.delete(entry.tag)
 
 done = 0
@@ -65,20 +68,59 @@ while time.monotonic() < end or done < int(least):
         save()
     elif kind == "import":
         fetch()
-    elif kind == "delete":
-        save()
-        delete()
+    elif kind == "alias":
+        store.alias(given, f"{number}.{done}")
     else:
         (save if rng.random() < 0.5 else delete)()
 """
 
 
+STEPS = """
+import os, signal, sys
+from pathlib import Path
+from tests.stores import FakeModel
+from utils.paths import Layout
+from utils.store import Store
+
+kind, tag, archive, *roots = sys.argv[1:]
+
+def die_before(step):
+    def count(event, arguments):
+        nonlocal step
+        if event in ("os.remove", "os.rename", "os.rmdir"):
+            step -= 1
+            if not step:
+                os.kill(os.getpid(), signal.SIGKILL)
+    sys.addaudithook(count)
+
+def work(store):
+    if kind == "save":
+        store.save_model(FakeModel(accuracy=0.7), metrics={"leaf_accuracy": 0.7},
+                         custom_objects={"accuracy": 0.7, "more": 1})
+    elif kind == "import":
+        store.import_model(archive)
+    else:
+        store.delete(tag)
+
+for step, root in enumerate(roots, 1):
+    if os.fork() == 0:
+        die_before(step)
+        work(Store(Layout(Path(root))))
+        os._exit(0)
+    status = os.waitstatus_to_exitcode(os.wait()[1])
+    print(status, flush=True)
+    if not status:
+        break
+"""
+"""Does the same in one store after the other, killed before its first change, its second, …"""
+
+
 def start(
-    root: Path, kind: str, number: str, seconds: float, archive: str = "-", size: int = 2_000
+    root: Path, kind: str, number: str, seconds: float, given: str = "-", size: int = 2_000
 ) -> subprocess.Popen[str]:
     """A process that works on the store of `root`."""
     return subprocess.Popen(
-        [sys.executable, "-c", WORKER, kind, number, str(seconds), archive, str(size), "40"],
+        [sys.executable, "-c", WORKER, kind, number, str(seconds), given, str(size), "40"],
         cwd=PROJECT_ROOT, env=os.environ | {"KTT_ROOT": str(root)},
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
@@ -97,7 +139,40 @@ def check_whole(store: Store) -> int:
     return len(entries)
 
 
+def numbered(accuracy: float) -> dict[str, Any]:
+    """What `check_whole` compares, for `Store.save_model`."""
+    return {
+        "metrics": {"leaf_accuracy": accuracy},
+        "custom_objects": {"accuracy": accuracy, "more": 1, "most": 2},
+    }
+
+
 @pytest.mark.parametrize("kind", ["save", "import", "delete"])
+def test_kill_9_before_every_single_step(tmp_path: Path, kind: str) -> None:
+    base, away, *stores = (Store(Layout(tmp_path / str(number))) for number in range(MOST_STEPS))
+    one, two = (base.save_model(FakeModel(accuracy=of), **numbered(of)) for of in (0.1, 0.2))
+    for store in (away, *stores):
+        shutil.copytree(base.layout.root, store.layout.root)
+    third = away.save_model(FakeModel(accuracy=0.3), **numbered(0.3))
+    archive = away.export_model(third.tag, tmp_path)
+    command = [sys.executable, "-c", STEPS, kind, str(one.tag), archive]
+    done = subprocess.run(
+        [*command, *(str(store.layout.root) for store in stores)],
+        cwd=PROJECT_ROOT, stdout=subprocess.PIPE, text=True, check=True, timeout=PATIENCE,
+    )  # fmt: skip
+    statuses = [int(line) for line in done.stdout.split()]
+    assert statuses == [-signal.SIGKILL] * (len(statuses) - 1) + [0]
+    assert LEAST_STEPS < len(statuses) < len(stores)
+    for store in stores[: len(statuses)]:
+        check_whole(store)
+        store.delete(two.tag)  # it is there always; and whoever comes next sweeps up
+        files = store.layout.weight_dir(two.model, two.dataset).glob("[!.]*_*")
+        times = {path.name.partition("_")[2][: len(two.version)] for path in files}
+        assert times == {entry.version for entry in store.list()}
+        assert not list(store.layout.weights.rglob(f"{HIDDEN}*"))
+
+
+@pytest.mark.parametrize("kind", ["save", "import"])
 def test_kill_9_leaves_whole_entries(tmp_path: Path, kind: str) -> None:
     away = Store(Layout(tmp_path / "away"))
     fetched = away.save_model(
@@ -169,6 +244,15 @@ def test_two_processes_save_and_delete_at_random(tmp_path: Path) -> None:
     check_whole(store)
     assert min(len(saved), len(deleted), rounds) > 5
     assert not leavings(store)
+
+
+def test_two_processes_set_aliases_at_once(tmp_path: Path) -> None:
+    tag = str(Store(Layout(tmp_path)).save_model(FakeModel()).tag)
+    workers = [start(tmp_path, "alias", number, 0, tag) for number in ("1", "2")]
+    outputs = [worker.communicate() for worker in workers]
+    assert [worker.returncode for worker in workers] == [0, 0], outputs
+    wanted = {f"{number}.{done}" for number in (1, 2) for done in range(1, 41)}
+    assert set(Store(Layout(tmp_path)).get(tag).aliases) == wanted
 
 
 def check_listed(store: Store) -> None:
