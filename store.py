@@ -122,6 +122,10 @@ def _labels(entry: Entry) -> str:
     return _shown(", ".join(f"{key}={value}" for key, value in entry.info.labels.items()))
 
 
+def _warn(problem: str) -> None:
+    cli.note(f"Warning: {_shown(problem)}")
+
+
 def _shown(text: str) -> str:
     """A text that may have come from anywhere, without what a terminal would obey."""
     return "".join(letter if letter.isprintable() else "?" for letter in text)
@@ -169,7 +173,7 @@ def list_command(filters: tuple[list[str], ...], sort: str | None, output: str) 
     """List the models."""
     store = Store()
     wanted = [text for group in filters for text in group]
-    found = store.list(wanted, sort, tell=lambda problem: cli.note(f"Warning: {_shown(problem)}"))
+    found = store.list(wanted, sort, tell=_warn)
     marks = changes(store.layout, found)
     if output == "json":
         _say_json([entry.to_dict() | {"dataset_changed": marks[entry.tag]} for entry in found])
@@ -298,7 +302,7 @@ def push(tag: str, remote: str | None) -> None:
 @click.option("--remote", help="Its name in store.json.  [default: its default, else DVC's]")
 def pull(tag: str, remote: str | None) -> None:
     """Copy a model from a remote, unless it is here already."""
-    entry = Store().pull(tag, remote)
+    entry = Store().pull(tag, remote, tell=_warn)
     if entry.was_here:
         cli.say(f"{entry.tag} was here already; the remote's copy was not read")
     else:

@@ -18,7 +18,7 @@ from tests.stores import FakeModel, files_below, fill
 from utils.errors import UserError
 from utils.paths import Layout
 from utils.server import free_port
-from utils.store import Store
+from utils.store import Entry, Store, remotes
 from utils.store.remotes import Place, _file_system, remote, shown
 
 
@@ -73,6 +73,82 @@ def test_pull_proposes_aliases_of_the_remote(here: Store, there: Store, tmp_path
     assert there.pull("tfidf_hsgd_fake").aliases == ()  # only the one that was asked for
     found = there.pull("tfidf_hsgd_fake:production")
     assert (found.aliases, found.was_here) == (("production",), True)
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of what is read of remotes."""
+    found, opened = [], remotes.opened
+
+    def counted(place: Place) -> Any:
+        found.append(place.url.rpartition("/")[2].partition("_")[0].rpartition(".")[2])
+        return opened(place)
+
+    monkeypatch.setattr(remotes, "opened", counted)
+    return found
+
+
+@pytest.fixture
+def pushed(here: Store, there: Store, tmp_path: Path) -> list[Entry]:
+    """Runs that are on a remote: the third the best, the second `production`, the last named."""
+    for store in (here, there):
+        configure(store, {"remotes": {"a": {"url": str(tmp_path / "shared")}}})
+    found = [*fill(here, [0.1, 0.2, 0.9, 0.4]), *fill(here, [0.5], name="mine")]
+    here.alias(found[1].tag, "production")
+    for entry in found:
+        here.push(entry.tag)
+    here.push("tfidf_hsgd_fake:production")
+    return found
+
+
+def described(entry: Entry, tmp_path: Path) -> Path:
+    """What describes a run on the remote."""
+    name = entry.version.replace(":", "")
+    return tmp_path / "shared" / entry.model / entry.dataset / f"{name}.json"
+
+
+def test_no_more_is_read_than_may_be_meant(
+    pushed: list[Entry], there: Store, asked: list[str]
+) -> None:
+    one, archive = "json", "kttmodel"
+    for version, place, reads in (
+        (pushed[2].version, 2, [one, archive]),
+        (pushed[2].version[:10], None, []),  # of several
+        ("latest", 4, [one, archive]),
+        ("production", 1, ["alias", one, archive]),
+        ("mine", 4, [one] * 5 + [archive]),
+        ("best", 2, [one] * 5 + [archive]),
+        ("2020-01-01", None, []),
+    ):
+        asked.clear()
+        if place is None:
+            with pytest.raises(UserError, match="may be any of|Unknown version"):
+                there.pull(f"tfidf_hsgd_fake:{version}")
+        else:
+            assert there.pull(f"tfidf_hsgd_fake:{version}").tag == pushed[place].tag
+        assert asked == reads, version
+
+
+def test_what_is_damaged_on_a_remote_blocks_only_what_it_decides(
+    pushed: list[Entry], there: Store, tmp_path: Path
+) -> None:
+    described(pushed[0], tmp_path).write_text("{")
+    told: list[str] = []
+    for version, place in ((pushed[2].version, 2), ("latest", 4), ("production", 1)):
+        assert there.pull(f"tfidf_hsgd_fake:{version}", tell=told.append).tag == pushed[place].tag
+    assert told == []  # nobody asked for it
+    assert there.pull("tfidf_hsgd_fake:mine", tell=told.append).tag == pushed[4].tag
+    assert len(told) == 1
+    assert str(pushed[0].tag) in told[0]
+    result = CliRunner().invoke(command.main, ["pull", "tfidf_hsgd_fake:mine"])
+    assert (result.exit_code, result.output.count("Warning: ")) == (0, 1), result.output
+    for version in ("best", "other", pushed[0].version):  # which may be that one
+        with pytest.raises(UserError, match="is damaged: push that model") as caught:
+            there.pull(f"tfidf_hsgd_fake:{version}")
+        assert "\n" not in caught.value.message
+    described(pushed[1], tmp_path).with_suffix(".kttmodel").unlink()
+    with pytest.raises(UserError, match="leads to no run that is there"):
+        there.pull("tfidf_hsgd_fake:production")
 
 
 def test_a_remote_that_holds_something_else_changes_nothing(

@@ -16,6 +16,7 @@ from utils.store.archive import ENDING
 from utils.store.entries import Entry
 from utils.store.info import FORMAT, Info
 from utils.store.remotes import Place
+from utils.store.tags import BEST, LATEST, is_time
 
 _ALIAS = "alias_"
 DESCRIPTION_BYTES = 1 << 20
@@ -48,6 +49,9 @@ class Shelf:
     def entries(self, layout: Layout, version: str) -> tuple[list[Entry], list[str]]:
         """The runs that are there, oldest first, with `version` as their alias if it is one.
 
+        Only those are described that the version may mean: one where it is an alias, a time or
+        the latest, else all.
+
         Returns
         -------
         tuple
@@ -56,32 +60,71 @@ class Shelf:
         Raises
         ------
         UserError
-            There are none, or the remote cannot be read.
+            There are none, the remote cannot be read, or what is damaged may decide which run is
+            meant.
         """
         names = remotes.names(self.folder)
-        alias = f"{_ALIAS}{version}.json"
-        aliased = _fetch(self.folder / alias).get("version") if alias in names else None
-        files = [name for name in sorted(names) if name.endswith(ENDING)]
-        times = [_time(name) for name in files if _file(_time(name), ".json") in names]
-        if not times:
-            raise UserError(f"{self.folder} holds no {self.model}_{self.dataset}: push one first.")
+        aliases = [name[len(_ALIAS) : -len(".json")] for name in names if _is_alias(name)]
+        times = self._times(names)
+        aliased = self._aliased(version, times) if version in aliases else None
+        meant = _meant(version, times, aliased)
+        infos = {time: self._info(time) for time in meant}
+        problem = next((info.problem for info in infos.values() if info.problem), "")
+        if problem and (version == BEST or len(meant) == 1):
+            raise UserError(f"Which run {version!r} means cannot be told: {problem}")
         found = [
             Entry(
                 model=self.model,
                 dataset=self.dataset,
                 run=Run(folder=layout.weight_dir(self.model, self.dataset), time=time),
-                info=self._info(time),
+                info=infos.get(time, Info()),
                 aliases=(version,) if time == aliased else (),
                 layout=layout,
             )
-            for time in oldest_first(times)
+            for time in times
         ]
-        others = [name for name in names if name.startswith(_ALIAS) and name != alias]
-        return found, [name[len(_ALIAS) :].removesuffix(".json") for name in others]
+        return found, [name for name in aliases if name != version]
+
+    def _times(self, names: list[str]) -> list[str]:
+        """Times of the runs that are there whole, oldest first."""
+        files = [name for name in names if name.endswith(ENDING)]
+        times = [_time(name) for name in files if _file(_time(name), ".json") in names]
+        if not times:
+            raise UserError(f"{self.folder} holds no {self.model}_{self.dataset}: push one first.")
+        return oldest_first(times)
+
+    def _aliased(self, alias: str, times: list[str]) -> str:
+        """The time of the run that an alias leads to."""
+        place = self.folder / f"{_ALIAS}{alias}.json"
+        time = _object(_content(place), place).get("version")
+        if time not in times:
+            raise UserError(f"{place} leads to no run that is there: push that alias again.")
+        return str(time)
 
     def _info(self, time: str) -> Info:
+        """What is known of a run, or why that is damaged."""
         place = self.folder / _file(time, ".json")
-        return Info.from_dict(_fetch(place), str(place))
+        content = _content(place)
+        try:
+            return Info.from_dict(_object(content, place), str(place))
+        except UserError as error:
+            return Info(problem=error.message)
+
+
+def _is_alias(name: str) -> bool:
+    return name.startswith(_ALIAS) and name.endswith(".json")
+
+
+def _meant(version: str, times: list[str], aliased: str | None) -> list[str]:
+    """The runs that a version may mean, by their times alone if these tell."""
+    if aliased:
+        return [aliased]
+    if version == LATEST:
+        return times[-1:]
+    if is_time(version):
+        begun = [time for time in times if time.startswith(version)]
+        return begun if len(begun) == 1 else []
+    return times
 
 
 def _file(version: str, ending: str) -> str:
@@ -100,10 +143,14 @@ def _send(place: Place, values: Mapping[str, Any]) -> None:
         write_json(path, values)
 
 
-def _fetch(place: Place) -> dict[str, Any]:
-    """Read a small JSON object of a remote."""
+def _content(place: Place) -> bytes:
+    """A small file of a remote."""
     with remotes.opened(place) as (stream, _):
-        content = stream.read(DESCRIPTION_BYTES)
+        return stream.read(DESCRIPTION_BYTES)
+
+
+def _object(content: bytes, place: Place) -> dict[str, Any]:
+    """The JSON object that it is."""
     try:
         found = json.loads(content)
     except (ValueError, RecursionError):

@@ -480,16 +480,31 @@ class Store:
         shelf.announce(entry, wanted.version if wanted.version in entry.aliases else None)
         return str(place)
 
-    def pull(self, tag: str | Tag, remote: str | None = None) -> Entry:
+    def pull(
+        self,
+        tag: str | Tag,
+        remote: str | None = None,
+        *,
+        tell: Callable[[str], None] = lambda problem: None,
+    ) -> Entry:
         """Copy an entry from a remote; what is here already is left as it is.
 
         The version may be a time, a name, ``latest``, ``best``, or an alias that was pushed, which
         then leads to it here too.
+
+        Parameters
+        ----------
+        remote
+            Its name in store.json; None for the default, or for DVC's.
+        tell
+            Is told what is damaged there and does not decide which entry is meant.
         """
         wanted = self._parsed(tag)
         shelf = Shelf(remotes.remote(self.layout, remote), wanted.model, wanted.dataset)
         entries, others = shelf.entries(self.layout, wanted.version)
         entry = resolved(entries, wanted, BY, others)
+        for problem in (text for other in entries for text in other.problems):
+            tell(problem)
         place = shelf.archive(entry.version)
         if entry.aliases:
             self.aliases(entry.model, entry.dataset)  # can be set only if they can be read

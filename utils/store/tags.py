@@ -79,6 +79,11 @@ def _example(layout: Layout) -> str:
     return f"{_models(layout)[0]}_data001:{LATEST}"
 
 
+def is_time(version: str) -> bool:
+    """Whether a version is a run's time, or the beginning of one, and nothing else."""
+    return bool(_TIME.fullmatch(version))
+
+
 def checked_version(kind: str, name: str) -> str:
     """Return `name` if a run or an alias can be called so.
 
@@ -87,7 +92,7 @@ def checked_version(kind: str, name: str) -> str:
     UserError
         It cannot, or would be taken for something else.
     """
-    if name in (LATEST, BEST) or _TIME.fullmatch(name):
+    if name in (LATEST, BEST) or is_time(name):
         raise UserError(f"{kind} name {name!r} means something already: choose another.")
     return checked_name(kind, name)
 
