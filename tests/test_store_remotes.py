@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import socket
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -293,11 +294,12 @@ def failing() -> Iterator[str]:
 @pytest.mark.parametrize(
     ("path", "words"),
     [
-        ("404", "answers 404"),
+        ("404", "answers 404, it has no such file"),
+        ("401", "answers 401, it wants to know who asks"),
         ("408", "does not answer"),
         ("500", "answers 500"),
         ("302", "answers 404"),
-        ("403?a=hunter2", "403"),
+        ("403?a=hunter2", "answers 403, it refuses that"),
     ],
 )
 def test_what_a_server_refuses_is_told(
@@ -310,9 +312,36 @@ def test_what_a_server_refuses_is_told(
     assert "hunter2" not in caught.value.message
 
 
-def test_a_server_that_is_not_there_is_told(here: Store) -> None:
-    with pytest.raises(UserError, match="Cannot connect to host"):
-        here.import_model(f"http://127.0.0.1:{free_port()}/x.kttmodel")
+def test_a_server_that_is_not_there_is_told(here: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = f"http://127.0.0.1:{free_port()}/x"
+    configure(here, {"remotes": {"a": {"url": url}, "b": {"url": "http://nohost.invalid/x"}}})
+    with pytest.raises(UserError, match=f"^Cannot read {url}: the server cannot be reached: Conn"):
+        here.import_model(url)
+    with pytest.raises(UserError, match=f"^Cannot read {url}/.*: the server cannot be reached: Co"):
+        here.pull("tfidf_hsgd_fake", "a")
+
+    def unknown(*_: Any, **__: Any) -> None:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr("socket.getaddrinfo", unknown)
+    with pytest.raises(UserError, match="no server of that name is known here"):
+        here.pull("tfidf_hsgd_fake", "b")
+
+
+@pytest.mark.parametrize(
+    ("code", "said", "words"),
+    [
+        (6, "Could not resolve hostname; Details: Could not resolve host: h", "no server of that"),
+        (7, "Could not connect to server; Details: Failed to connect to h:9", "cannot be reached"),
+        (28, "Timeout was reached", "the server does not answer"),
+    ],
+)
+def test_what_arrows_client_for_s3_says(code: int, said: str, words: str) -> None:
+    error = OSError(f"When reading: AWS Error NETWORK_CONNECTION: curlCode: {code}, {said}")
+    reason = remotes._reason(error, Place(url="s3://bucket/x"))
+    assert words in reason
+    assert said.partition("Details: ")[2] in reason
+    assert "curlCode" not in reason
 
 
 def test_the_home_folder_of_a_remote(here: Store, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import configparser
+import errno
 import os
 import re
 import shutil
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,6 +33,18 @@ SILENCE = 60.0
 """Seconds after which an HTTP server that sends nothing is given up."""
 DVC_FOLDER = "ktt-store"
 """Below a DVC remote, beside the files that DVC keeps there."""
+_SILENT = "the server does not answer"
+_UNKNOWN = "no server of that name is known here"
+_UNREACHABLE = "the server cannot be reached"
+_UNREACHED = (errno.ECONNREFUSED, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETDOWN)
+_STATUS = {
+    401: ", it wants to know who asks",
+    403: ", it refuses that",
+    404: ", it has no such file",
+}
+_OF_CURL = {"6": _UNKNOWN, "7": _UNREACHABLE, "28": _SILENT}
+_CURL = re.compile(r"curlCode: (?P<code>6|7|28)\b[^;]*;? *(?:Details: )?(?P<details>.*)")
+"""How Arrow's client for S3 tells it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -257,15 +271,6 @@ def _upload(source: Path, place: Place) -> None:
         files.mv(beside, path)
 
 
-def exists(place: Place) -> bool:
-    """Whether there is such a file."""
-    if place.path:
-        return place.path.is_file()
-    with _explained(place, "read"):
-        files, path = _file_system(place)
-        return bool(files.isfile(path))
-
-
 def names(place: Place) -> list[str]:
     """Names of the files in a folder; none where there is no such folder."""
     if place.path:
@@ -319,16 +324,31 @@ def _reason(error: BaseException, place: Place) -> str:
     """What an error says, in one line and without what may be secret in URLs."""
     if isinstance(error, NotImplementedError):
         return "places of this kind can only be read"
-    if isinstance(error.__cause__ or error, TimeoutError):
-        return "it does not answer"
-    status = getattr(error.__cause__, "status", None)  # of a server that speaks HTTP
+    if of_network := _of_network(error):
+        return of_network
     if isinstance(error, FileNotFoundError) and str(error) == place.url:
-        if status or not error.__cause__:
-            return f"the server answers {status}" if status else "there is no such file"
+        if not error.__cause__:
+            return "there is no such file"
         error = error.__cause__  # it was not asked
     reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     reason = re.sub(r"\w+://[^\s'\"]+", lambda found: shown(found[0]), reason)
     return reason.rstrip(".")[:300]
+
+
+def _of_network(error: BaseException) -> str:
+    """Why a server gave nothing, if that is what an error or one of its causes says."""
+    status = getattr(error, "status", None)  # of a server that speaks HTTP
+    if isinstance(status, int):
+        return f"the server answers {status}{_STATUS.get(status, '')}"
+    if isinstance(error, TimeoutError):
+        return _SILENT
+    if isinstance(error, socket.gaierror):
+        return _UNKNOWN
+    if isinstance(error, OSError) and error.errno in _UNREACHED:
+        return f"{_UNREACHABLE}: {os.strerror(error.errno)}"
+    if found := _CURL.search(str(error)):
+        return f"{_OF_CURL[found['code']]}: {found['details']}".rstrip(". ")
+    return _of_network(error.__cause__) if error.__cause__ else ""
 
 
 @contextmanager
