@@ -15,6 +15,8 @@ text after the other and waits for each answer.
 A call's wait is the time until its batch begins. The runner promises no more than the latency
 limit and one batch, as long as all that waits fits a batch. What was loaded is taken out of
 Python's garbage collection (`gc.freeze`): a full one stops all threads.
+
+Exit status 1 if calls of threads are not as many times as fast as wanted.
 """
 
 from __future__ import annotations
@@ -39,6 +41,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 Answers = list[tuple[str, ...]]
+WANTED = {"db_bhcn": 2.0, "tfidf_hsgd": 4.0}
+"""Times one by one, of the calls of threads."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,8 +114,8 @@ def together(parts: Sequence[Outcome], seconds: float, count: int) -> Outcome:
     return Outcome(seconds=seconds, answers=answers, latencies=latencies)
 
 
-def measure(name: str, opener: Any, texts: list[str], options: dict[str, Any]) -> None:
-    """Print the figures of one model."""
+def measure(name: str, opener: Any, texts: list[str], options: dict[str, Any]) -> bool:
+    """Print the figures of one model; return whether it is as fast as wanted."""
     from utils.runner import DEFAULT_SIGNATURES, Runner
     from utils.runner.texts import TextModel
 
@@ -148,6 +152,28 @@ def measure(name: str, opener: Any, texts: list[str], options: dict[str, Any]) -
                     found[kind].append(outcome)
         show(found)
         show_limits({kind: runner for kind, (runner, _) in kinds.items() if runner}, limit)
+        return fast_enough(name, ratios(found)[f"{callers} threads"])
+
+
+def fast_enough(name: str, found: Sequence[float]) -> bool:
+    """Print how many times as fast threads are, and what is wanted of that model."""
+    wanted, ratio = WANTED.get(name), statistics.median(found)
+    if wanted is None:
+        return True
+    print(
+        f"\n{name}: threads {ratio:.1f} × one by one, {min(found):.1f} to {max(found):.1f} "
+        f"(wanted: {wanted:.0f} ×)"
+    )
+    return ratio >= wanted
+
+
+def ratios(found: dict[str, list[Outcome]]) -> dict[str, list[float]]:
+    """How many times as fast as the first kind each one was, run by run."""
+    reference = next(iter(found.values()))
+    return {
+        kind: [base.seconds / one.seconds for one, base in zip(outcomes, reference, strict=True)]
+        for kind, outcomes in found.items()
+    }
 
 
 def show_limits(runners: dict[str, Any], limit: float) -> None:
@@ -167,14 +193,14 @@ def show_limits(runners: dict[str, Any], limit: float) -> None:
 
 def show(found: dict[str, list[Outcome]]) -> None:
     """Print a table."""
-    reference = next(iter(found.values()))
-    print("\n| calls | per s | lowest to highest | × one by one | median ms | 99 % ms | answers |")
-    print("|---|---|---|---|---|---|---|")
+    reference, times = next(iter(found.values())), ratios(found)
+    print(
+        "\n| calls | per s | lowest to highest | × one by one | lowest to highest | median ms "
+        "| 99 % ms | answers |"
+    )
+    print("|---|---|---|---|---|---|---|---|")
     for kind, outcomes in found.items():
         rates = [len(one.answers) / one.seconds for one in outcomes]
-        times = statistics.median(
-            base.seconds / one.seconds for one, base in zip(outcomes, reference, strict=True)
-        )
         latencies = sorted(1000 * value for one in outcomes for value in one.latencies)
         same = statistics.mean(
             one == other
@@ -183,7 +209,9 @@ def show(found: dict[str, list[Outcome]]) -> None:
         )
         print(
             f"| {kind} | {statistics.median(rates):,.0f} | {min(rates):,.0f} to {max(rates):,.0f} "
-            f"| {times:.1f} | {statistics.median(latencies):.2f} "
+            f"| {statistics.median(times[kind]):.1f} "
+            f"| {min(times[kind]):.1f} to {max(times[kind]):.1f} "
+            f"| {statistics.median(latencies):.2f} "
             f"| {latencies[round(0.99 * (len(latencies) - 1))]:.2f} | {same:.2%} |"
         )
     print()
@@ -201,7 +229,8 @@ def show(found: dict[str, list[Outcome]]) -> None:
 @click.option("--rows", default=3000, show_default=True, help="How many rows are learned from.")
 @click.option("--runs", default=5, show_default=True)
 def main(data: Path | None, models: str, trained: str | None, rows: int, **options: Any) -> None:
-    """Print the figures of each of MODELS."""
+    """Print the figures of each of MODELS; exit with 1 if one is not as fast as wanted."""
+    kept = []
     with tempfile.TemporaryDirectory() as temporary:
         if not trained:
             os.environ["KTT_ROOT"] = temporary
@@ -221,7 +250,8 @@ def main(data: Path | None, models: str, trained: str | None, rows: int, **optio
                 inference.train(model, rows, 1)
                 if model.startswith("db_"):
                     inference.export(model, "int8")
-            measure(model, opener(Layout(), model, name), texts, options)
+            kept.append(measure(model, opener(Layout(), model, name), texts, options))
+    sys.exit(not all(kept))
 
 
 if __name__ == "__main__":
