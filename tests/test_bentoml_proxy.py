@@ -2,6 +2,7 @@
 
 import asyncio
 import gzip
+import re
 from types import SimpleNamespace
 from typing import Any
 
@@ -27,8 +28,21 @@ def test_a_batch_is_divided_by_the_size_of_its_bodies() -> None:
     assert [len(part) for part in parts(sent(0))] == [1]
 
 
+@pytest.fixture
+def reads_plainly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the proxy changes in aiohttp, for one test."""
+    from aiohttp import web, web_response
+    from ktt_bentoml_compat.proxy import read_plainly
+
+    monkeypatch.setattr(web.RequestHandler, "handle_error", web.RequestHandler.handle_error)
+    monkeypatch.setattr(web_response, "SERVER_SOFTWARE", web_response.SERVER_SOFTWARE)
+    options: Any = web.RequestHandler.__init__.__kwdefaults__
+    monkeypatch.setitem(options, "auto_decompress", True)  # as it was, when the test is over
+    read_plainly()
+
+
 def talk(message: bytes) -> tuple[bytes, list[bytes]]:
-    """Send this to a server that answers as the proxy does; its answer, the bodies it got."""
+    """Send this to a server that answers as the proxy does; its head, the bodies it got."""
     from aiohttp import web
     from ktt_bentoml_compat import proxy
 
@@ -47,7 +61,7 @@ def talk(message: bytes) -> tuple[bytes, list[bytes]]:
         await site.start()
         reader, writer = await asyncio.open_connection(*runner.addresses[0][:2])
         writer.write(message)
-        answer = await asyncio.wait_for(reader.readuntil(b"\r\n"), 10)
+        answer = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 10)
         writer.close()
         await runner.cleanup()
         return answer
@@ -55,20 +69,22 @@ def talk(message: bytes) -> tuple[bytes, list[bytes]]:
     return asyncio.run(run()), bodies
 
 
-def test_a_zipped_body_is_passed_on_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("reads_plainly")
+def test_a_zipped_body_is_passed_on_as_it_is() -> None:
     """A megabyte of it may be a gigabyte, which all other requests would wait for."""
-    from aiohttp import web
-    from ktt_bentoml_compat.proxy import read_plainly
-
-    monkeypatch.setattr(web.RequestHandler, "handle_error", web.RequestHandler.handle_error)
-    options: Any = web.RequestHandler.__init__.__kwdefaults__
-    monkeypatch.setitem(options, "auto_decompress", True)  # as it was, when the test is over
-    read_plainly()
     body = gzip.compress(b"0" * 1_000_000)
     head = f"POST / HTTP/1.1\r\nHost: a\r\nContent-Encoding: gzip\r\nContent-Length: {len(body)}"
     answer, bodies = talk(f"{head}\r\n\r\n".encode() + body)
     assert answer.startswith(b"HTTP/1.1 200")
     assert bodies == [body]
+
+
+@pytest.mark.usefixtures("reads_plainly")
+@pytest.mark.parametrize("start", [b"POST / HTTP/1.1", b"GET /nowhere HTTP/1.1", b"no HTTP"])
+def test_no_answer_tells_versions(start: bytes) -> None:
+    head, _ = talk(start + b"\r\nHost: a\r\n\r\n")
+    assert re.findall(rb"(?im)^server: *(.*?)\r$", head) == [b"bentoml"]
+    assert not re.search(rb"(?i)aiohttp|python", head)
 
 
 def test_a_body_that_does_not_end_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from http import HTTPStatus
 from time import perf_counter
 from typing import Any
 
-from aiohttp import ClientError, web
+from aiohttp import ClientError, web, web_response
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest, multiprocess
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from yarl import URL
@@ -119,9 +119,11 @@ def improve(service: type) -> None:
 
 
 def read_plainly() -> None:
-    """Leave bodies packed, and quote nothing of a request that is no HTTP."""
+    """Leave bodies packed, tell no versions, and quote nothing of what is no HTTP."""
     connection: Any = web.RequestHandler
     connection.handle_error = _unreadable
+    names: Any = web_response
+    names.SERVER_SOFTWARE = "bentoml"
     # a megabyte may hold a gigabyte, that all other requests would wait for
     connection.__init__.__kwdefaults__["auto_decompress"] = False
 
