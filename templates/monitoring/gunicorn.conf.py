@@ -8,7 +8,7 @@ import struct
 from gunicorn.http.message import Request
 from gunicorn.workers.gthread import TConn, ThreadWorker
 
-PATIENCE = 15  # seconds between two pieces of a request
+PATIENCE = 5  # seconds between two pieces of a request
 
 
 class Worker(ThreadWorker):
@@ -36,7 +36,7 @@ ADDRESS = os.environ.get("KTT_MONITOR_ADDRESS") or "127.0.0.1"  # it asks for no
 bind = f"{ADDRESS}:{os.environ.get('KTT_MONITOR_PORT') or '5001'}"
 workers = 1  # the counters and the calculation are this process's
 worker_class = Worker
-threads = 8
+threads = 32  # most of them for clients that are slow, or hold one open
 timeout = 60
 graceful_timeout = 10
 keepalive = 15
