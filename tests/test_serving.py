@@ -5,6 +5,7 @@ import importlib.util
 import json
 import logging
 import sys
+import tracemalloc
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -234,9 +235,14 @@ def test_a_body_may_be_zipped() -> None:
 
 
 def test_a_zipped_body_is_unpacked_no_further_than_the_limit() -> None:
+    bomb = gzip.compress(bytes(10 * MAX_BYTES), compresslevel=1)
+    tracemalloc.start()
     with pytest.raises(Refusal) as refused:
-        decode_body(gzip.compress(b"0" * (MAX_BYTES + 1)), None, "gzip")
+        decode_body(bomb, None, "gzip")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
     assert refused.value.status == 413
+    assert MAX_BYTES < peak < 3 * MAX_BYTES
     with pytest.raises(Refusal) as refused:
         decode_body(b"\x1f\x8b rubbish", None, "gzip")
     assert refused.value.status == 400

@@ -3,12 +3,14 @@
 import difflib
 import gzip
 import json
+import re
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from utils.errors import UserError
+from utils.paths import PROJECT_ROOT
 from utils.serving_feedback import feedback_of
 from utils.serving_text import MAX_CHARACTERS, Refusal
 
@@ -240,6 +242,16 @@ def test_the_document_describes_what_is_there() -> None:
         assert f"#/components/schemas/{name}" in text
     assert found["components"]["schemas"]["Text"]["properties"]["text"]["maxLength"] == 500
     assert document("Name", "1", ("A",), 5, False)["paths"]["/predict"]["post"]["security"][0] == {}
+
+
+def test_page_and_document_tell_of_the_same_refusals() -> None:
+    from utils.serving_openapi import document
+
+    page = (PROJECT_ROOT / "docs" / "service.md").read_text(encoding="utf-8")
+    paths = document("Name", "1", ("Home", "Rugs"), 500, True)["paths"]
+    posts = [path["post"]["responses"] for path in paths.values() if "post" in path]
+    said = {status for responses in posts for status in responses if status.startswith("4")}
+    assert set(re.findall(r"(?m)\| (4\d\d) \|$", page)) == said
 
 
 def test_the_page_loads_nothing_from_elsewhere() -> None:

@@ -14,6 +14,7 @@ _REFUSALS = {
     400: "No JSON, no object, or not what the request's schema says.",
     401: "The service has a token, and the request does not bring it.",
     405: "Another method than POST.",
+    408: "The end of the body did not come within a minute.",
     413: "The text or the body is too large.",
     415: "The charset of the Content-Type is not known.",
     429: "More requests wait than can be answered in time.",

@@ -1,6 +1,6 @@
 """Nothing that is sent to a service makes it fail, hang or tell of its inside.
 
-On the toy service, behind its real servers, or on the first of KTT_BUNDLES. KTT_FUZZ_EXAMPLES says
+On a monitored model behind its real servers, or on the first of KTT_BUNDLES. KTT_FUZZ_EXAMPLES says
 how many requests of each kind, and has them chosen anew.
 """
 
@@ -17,13 +17,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from utils.bundle import write_bundle
-from utils.server import Server, served
+from utils.server import Server, free_port, served
 
 pytest.importorskip("ktt_bentoml_compat", reason="pip install ./packages/bentoml-py311")
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parents[2]
 BENTOML = Path(os.environ.get("KTT_BENTOML") or Path(sys.executable).with_name("bentoml"))
 BUNDLE = os.environ.get("KTT_BUNDLES", "").partition(":")[0]
 SECONDS = 20
@@ -36,23 +34,21 @@ fuzz = settings(
 )
 
 
-def _toy(folder: Path) -> Path:
-    (folder / "classifier").mkdir()
-    (folder / "classifier" / "root.txt").write_text("Root", encoding="utf-8")
-    return write_bundle(
-        folder / "inference",
-        service_file=ROOT / "tests" / "toy_service.py",
-        classifier=folder / "classifier",
-    )
+@pytest.fixture(scope="module")
+def bundle(request: pytest.FixtureRequest) -> Path:
+    if BUNDLE:
+        return Path(BUNDLE).resolve()
+    return request.getfixturevalue("system_of")["tfidf_hsgd"][0] / "inference"
 
 
 @pytest.fixture(scope="module", params=["serve-gunicorn", "serve"])
 def server(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+    bundle: Path, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Server]:
-    bundle = Path(BUNDLE).resolve() if BUNDLE else _toy(tmp_path_factory.mktemp("toy"))
-    with served(bundle, request.param, BENTOML, tmp_path_factory.mktemp("home")) as running:
-        yield running
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EVIDENTLY_PORT", str(free_port()))  # nobody is there
+        with served(bundle, request.param, BENTOML, tmp_path_factory.mktemp("home")) as running:
+            yield running
 
 
 def exchange(server: Server, raw: bytes, patience: float = SECONDS) -> bytes:
@@ -134,12 +130,19 @@ JSON = st.recursive(
     ),
     max_leaves=8,
 )
+NAME = "0f" * 16
+FEEDBACK = st.dictionaries(
+    st.sampled_from(["request_id", "path"]),
+    st.one_of(JSON, st.just(NAME), st.lists(st.sampled_from(["Home", "Kitchen", "Pans", NAME]))),
+)
 BODIES = st.one_of(
     st.binary(max_size=200),
-    JSON.map(lambda value: json.dumps(value).encode()),
+    st.one_of(JSON, FEEDBACK, st.lists(FEEDBACK | JSON).map(lambda entries: {"data": entries})).map(
+        lambda value: json.dumps(value).encode()
+    ),
     st.sampled_from(
         [b"", b'{"text": "a red balance"}', b'{"text": "\\ud800"}', b"[" * 5000, b"\x1f\x8b\x08",
-         b'{"request_id": "' + b"0f" * 16 + b'", "path": ["Root"]}', b"\x80\x04.", b"9" * 6000]
+         b'{"request_id": "' + NAME.encode() + b'", "path": ["Home"]}', b"\x80\x04.", b"9" * 6000]
     ),
 )  # fmt: skip
 
@@ -195,6 +198,9 @@ def test_what_is_no_http_is_refused_or_dropped(server: Server, raw: bytes) -> No
 def test_it_still_answers_and_has_logged_nothing_bad(server: Server) -> None:
     assert server.get("/readyz").status == 200
     assert server.ask("/predict", {"text": "a red balance"}).status == 200
+    answer = server.ask("/classify", {"text": "a red balance"}).json()
+    feedback = {name: answer[name] for name in ("request_id", "path")}
+    assert server.ask("/feedback", feedback).status == 202  # there is a monitor: 404 without
     log = server.log.read_text(encoding="utf-8", errors="replace")
     assert "Traceback" not in log
     assert "WORKER TIMEOUT" not in log
