@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -25,7 +26,7 @@ import pytest
 from utils import serving_monitor
 from utils.classifier import Observed
 from utils.errors import UserError
-from utils.serving_monitor import Reporter, Settings, Tally, monitor_address, rows_body
+from utils.serving_monitor import Reporter, Settings, monitor_address, rows_body
 
 LABELS = ["A", "A > B", 'C "quoted" 100%', "D > é\\n"]
 FAST = Settings(interval=0.05, timeout=60, first_wait=0.05, longest_wait=0.2, batch=50, limit=1000)
@@ -117,6 +118,22 @@ def monitor() -> Iterator[Monitor]:
     running = Monitor()
     yield running
     running.stop()
+
+
+class Tally:
+    """A meter that only remembers."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[tuple[str, str]] = Counter()
+        self.queued = 0
+
+    def count(self, kind: str, outcome: str, number: int) -> None:
+        """Add to a counter."""
+        self.counts[kind, outcome] += number
+
+    def waiting(self, number: int) -> None:
+        """Set the length of the queue."""
+        self.queued = number
 
 
 Make = Callable[..., tuple[Reporter, Tally]]
@@ -456,8 +473,8 @@ def test_each_forked_process_sends_its_own(monitor: Monitor, make: Make, tmp_pat
     """As a server does that loads its application before it forks."""
     code = (
         "import os, sys\n"
-        "from tests.test_serving_monitor import FAST, LABELS, offer\n"
-        "from utils.serving_monitor import Reporter, Settings, Tally\n"
+        "from tests.test_serving_monitor import FAST, LABELS, Tally, offer\n"
+        "from utils.serving_monitor import Reporter, Settings\n"
         f"r = Reporter(('127.0.0.1', {monitor.port}), LABELS, Tally(),\n"
         "             Settings(interval=600, timeout=60, flush=60))\n"
         "offer(r, 1)\n"

@@ -19,7 +19,7 @@ import re
 import threading
 import time
 import weakref
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -71,22 +71,6 @@ class Meter(Protocol):
     def waiting(self, number: int) -> None:
         """Set the number of rows and feedback in the queue of this process."""
         ...
-
-
-class Tally:
-    """A meter that only remembers."""
-
-    def __init__(self) -> None:
-        self.counts: Counter[tuple[str, str]] = Counter()
-        self.queued = 0
-
-    def count(self, kind: str, outcome: str, number: int) -> None:
-        """Add to a counter."""
-        self.counts[kind, outcome] += number
-
-    def waiting(self, number: int) -> None:
-        """Set the length of the queue."""
-        self.queued = number
 
 
 @dataclass(frozen=True, kw_only=True)

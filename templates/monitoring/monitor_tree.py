@@ -15,8 +15,6 @@ from numpy.typing import NDArray
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 
-RESERVED = ("targets", "predicted", "confidence", "length")
-
 
 class SetupError(Exception):
     """A mistake in what the monitor was given at its start: one line that names the fix."""
