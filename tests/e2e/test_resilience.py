@@ -9,8 +9,10 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from benchmarks.drift import with_typos
 from utils.data import load_dataset
 from utils.deployed import OUTAGES, Deployed, deployed, outage, why_not
 from utils.paths import Layout
@@ -98,31 +100,43 @@ def calculations(system: Deployed) -> int:
 def test_predictions_do_not_notice_that_the_monitor_is_away(
     system: Deployed, texts: list[str]
 ) -> None:
+    compared: dict[str, tuple[list[Outcome], ...]] = {}
     with load_on(system, texts) as load:
         phase(load, 3)
-        before = phase(load)
-        p99 = {"before": quantile(before, 0.99)}
+        after = phase(load)
         for how in OUTAGES:
+            before = after
             with outage(system, "monitoring", how):
                 time.sleep(1)  # for a batch that is under way
                 sent = rows(system, "sent")
                 during = phase(load)
-                p99[how] = quantile(during, 0.99)
                 assert rows(system, "sent") == sent, how  # it was really away
                 assert queued(system) > len(during) / 2, how
             system.wait_for(lambda: queued(system) <= 3 * RATE, RECOVERS_WITHIN)
-            p99[f"after {how}"] = quantile(phase(load, 4), 0.99)
-    said = (f"{name} {seconds * 1000:.1f} ms" for name, seconds in p99.items())
-    log.info("99 %% of the requests within: %s", ", ".join(said))
+            after = phase(load, 4)
+            compared[how] = before, during, after
     assert {outcome.status for outcome in load.outcomes} == {200}
-    # Machines that run tests are noisy; benchmarks/outages.py measures it with care. What waited
-    # for the monitor would take as long as the time-out for it.
-    healthy = max(seconds for name, seconds in p99.items() if name not in OUTAGES)
-    assert max(p99[how] for how in OUTAGES) <= max(2 * healthy, Settings().timeout / 2), p99
+    for how, phases in compared.items():
+        assert_not_slowed(how, *phases)
     system.wait_for(lambda: queued(system) == 0, RECOVERS_WITHIN)
     assert answered(system) == len(load.outcomes) == rows(system, "sent")
     assert rows(system, "dropped") == rows(system, "refused") == 0
     system.wait_for(lambda: window_rows(system) == 500, RECOVERS_WITHIN)
+
+
+def assert_not_slowed(
+    how: str, before: list[Outcome], during: list[Outcome], after: list[Outcome]
+) -> None:
+    """Compare the times of requests with those just before and just after an outage.
+
+    Machines that run tests are noisy (benchmarks/outages.py measures with care), but a pause of
+    such a machine meets few requests. One that waits for the monitor waits until its time-out.
+    """
+    for share, waits in ((0.5, 0.05), (0.9, 0.1), (0.99, 0.5)):
+        usual = max(quantile(before, share), quantile(after, share))
+        found = quantile(during, share)
+        log.info("%s: %.0f %% within %.4f s, else %.4f s", how, 100 * share, found, usual)
+        assert found <= 2 * usual + waits * Settings().timeout, (how, share, found, usual)
 
 
 def test_a_killed_monitor_has_its_window_again(system: Deployed, texts: list[str]) -> None:
@@ -174,25 +188,51 @@ def test_killed_inference_comes_back(system: Deployed, texts: list[str]) -> None
     assert {outcome.status for outcome in load.between(back, time.monotonic())} == {200}
 
 
-def test_texts_of_another_kind_raise_an_alert(system: Deployed, texts: list[str]) -> None:
+FOREIGN = ["what is my balance", "transfer money to savings", "block my card please"]
+
+
+def changed(kind: str, shop: Layout) -> list[str]:
+    """Texts as they do not come in the reference set."""
+    split = load_dataset(shop, "shop").test
+    if kind == "foreign":
+        return FOREIGN
+    if kind == "typos":
+        rng = np.random.default_rng(0)
+        return [with_typos(text, rng) for text in split.texts]
+    return [text for text, codes in zip(split.texts, split.codes, strict=True) if codes[0] == 0]
+
+
+@pytest.mark.parametrize(
+    ("kind", "alerts"),
+    [
+        ("foreign", {"KTTInputDrift", "KTTPredictionDrift"}),
+        ("one subtree", {"KTTPredictionDrift"}),
+        ("typos", {"KTTInputDrift", "KTTConfidenceDrift"}),
+    ],
+)
+def test_texts_that_change_raise_an_alert_for_as_long(
+    system: Deployed, shop: Layout, texts: list[str], kind: str, alerts: set[str]
+) -> None:
+    settle(system, texts)
+    window, before = int(system.metric("monitoring", "ktt_window_size")), received(system)
+    send(system, changed(kind, shop), window)
+    system.wait_for(lambda: alerts <= system.firing(), RECOVERS_WITHIN)
+    assert window <= received(system) - before <= 2 * window
+    settle(system, texts)
+
+
+def settle(system: Deployed, texts: Sequence[str]) -> None:
+    """Let the window be one of usual texts again, and the alerts be over."""
     window = int(system.metric("monitoring", "ktt_window_size"))
     for _ in range(3):  # two windows of a hundred are an alarm by chance
-        send(system, texts, window)
-        if not drifts(system):
-            break
-    else:
-        pytest.fail(str(system.query("ktt_drift_ratio > 1")))
+        if drifts(system):
+            send(system, texts, window)
+            done = calculations(system) + 2  # one of them may have begun before
+            system.wait_for(lambda done=done: calculations(system) >= done, RECOVERS_WITHIN)
+    assert not drifts(system), system.query("ktt_drift_ratio > 1")
     system.wait_for(
         lambda: not any(name.endswith("Drift") for name in system.firing()), RECOVERS_WITHIN
     )
-    foreign = ["what is my balance", "transfer money to savings", "block my card please"]
-    send(system, foreign, 2 * window)
-    alerts = {"KTTInputDrift", "KTTPredictionDrift"}
-    system.wait_for(lambda: alerts <= system.firing(), RECOVERS_WITHIN)
-    families = system.query("ktt_drift_detected == 1")
-    assert "features" in {series["metric"]["family"] for series in families}
-    send(system, texts, window)  # and when such texts are gone, so is the alert
-    system.wait_for(lambda: "KTTInputDrift" not in system.firing(), RECOVERS_WITHIN)
 
 
 def send(system: Deployed, texts: Sequence[str], count: int) -> None:
@@ -204,7 +244,4 @@ def send(system: Deployed, texts: Sequence[str], count: int) -> None:
 
 
 def drifts(system: Deployed) -> bool:
-    """Whether anything does, by calculations over the present rows."""
-    done = calculations(system) + 2
-    system.wait_for(lambda: calculations(system) >= done, RECOVERS_WITHIN)
     return system.metric("monitoring", "ktt_drift_detected") > 0
