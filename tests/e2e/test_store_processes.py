@@ -58,7 +58,7 @@ def delete():
         print("deleted", gone.tag, 0, flush=True)
 
 def fetch():
-    entry = store.import_model(given)
+    entry = store.import_model(given, skip_existing=True)  # of a process that did not delete it
     store.delete(entry.tag)
 
 done = 0
@@ -191,7 +191,8 @@ def test_kill_9_leaves_whole_entries(tmp_path: Path, kind: str) -> None:
         if turn % 2:
             stop_in_the_middle(worker, lambda: leavings(store) - before)  # noqa: B023
         worker.send_signal(signal.SIGKILL)
-        worker.communicate()
+        _, errors = worker.communicate()
+        assert worker.returncode == -signal.SIGKILL, errors  # it was at work until then
         check_whole(store)
         left += len(leavings(store) - before)
     assert left >= KILLS // 2
