@@ -335,6 +335,16 @@ def test_refused_rows_are_counted_and_not_sent_again(monitor: Monitor, make: Mak
     assert ids(monitor) == list(range(30, 40))
 
 
+def test_rows_whose_sending_took_too_long_are_sent_again(monitor: Monitor, make: Make) -> None:
+    reporter, tally = make(monitor.port)
+    monitor.status = 408
+    offer(reporter, 3)
+    until(lambda: monitor.requests > 2)
+    assert not tally.counts
+    monitor.status = 200
+    until(lambda: tally.counts == {ROWS_SENT: 30})
+
+
 def test_offering_takes_no_time_while_it_hangs(monitor: Monitor, make: Make) -> None:
     reporter, _ = make(monitor.port, replace(FAST, flush=0.1))
     monitor.hangs.set()

@@ -23,6 +23,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import numpy as np
@@ -325,7 +326,7 @@ class Reporter:
         if 200 <= status < 300:
             self._tell("")
             return self._landed(SENT, items)
-        if 400 <= status < 500:
+        if 400 <= status < 500 and status != HTTPStatus.REQUEST_TIMEOUT:
             self._tell(f"refuses {kind} with status {status}: they are not sent again")
             return self._landed(REFUSED, items)
         return self._failed(f"status {status}")

@@ -10,6 +10,7 @@ from flask import Flask, Response, request
 from prometheus_client import CONTENT_TYPE_LATEST
 from werkzeug.exceptions import (
     BadRequest,
+    ClientDisconnected,
     HTTPException,
     RequestEntityTooLarge,
     RequestTimeout,
@@ -69,10 +70,10 @@ def _body() -> bytes:
         if len(body) >= MAX_BODY:  # one without a length is cut there, and not refused
             raise RequestEntityTooLarge
         return body
+    except (OSError, ClientDisconnected):  # the rest of it did not come
+        raise RequestTimeout from None
     except HTTPException:
         raise
-    except OSError:
-        raise RequestTimeout from None
     except Exception as error:  # gunicorn's own, of a body that is no HTTP
         raise BadRequest from error
 

@@ -277,7 +277,7 @@ def test_clients_that_stop_sending_do_not_hold_it_for_ever(service: Service) -> 
         assert service.server.get("/healthz").status == 200
         assert not select.select(clients, [], [], 0)[0]  # meanwhile it has given up none of them
         for client in clients:
-            assert client.recv(1000).startswith(b"HTTP/1.1 4")
+            assert client.recv(1000).startswith(b"HTTP/1.1 408")
 
 
 def test_it_went_on_all_the_time(service: Service) -> None:
