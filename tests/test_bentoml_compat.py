@@ -272,6 +272,21 @@ def test_nothing_is_started_on_a_port_in_use() -> None:
     assert not started
 
 
+def test_services_of_one_home_folder_count_apart(tmp_path: Path) -> None:
+    code = (
+        "import os, bentoml\n"
+        "from pathlib import Path\n"
+        "from ktt_bentoml_compat.servers import METRICS_FOLDER, prepare_metrics_folder\n"
+        "counts = []\n"
+        "for port in (5000, 5001, 5000):\n"
+        "    prepare_metrics_folder(port)\n"
+        "    counts.append(Path(os.environ[METRICS_FOLDER]) / f'counter_{len(counts)}.db')\n"
+        "    counts[-1].touch()\n"
+        "print(*(count.exists() for count in counts))"
+    )
+    assert python(code, tmp_path) == "False True True"
+
+
 def test_a_clock_that_is_set_neither_holds_nor_refuses_requests(tmp_path: Path) -> None:
     code = (
         "import asyncio, time\n"

@@ -722,6 +722,9 @@ def test_the_service_does_without_pandas_and_evidently(folder: Path) -> None:
         check=True,
     )
     assert done.stdout == "[]\n"
+    # not in the folder itself, which the next export replaces
+    assert (folder.parent / "monitoring-data" / NAME).exists()
+    assert not (folder / "data").exists()
 
 
 def test_the_trees_of_model_and_monitor_are_the_same() -> None:

@@ -29,9 +29,11 @@ from models import MODELS, model_class
 from tests.helpers_torch import tiny_encoder
 from tests.tiny import tiny_rows, write_tiny_dataset
 from utils.config import build_config
+from utils.errors import UserError
 from utils.paths import PROJECT_ROOT, Layout
 from utils.predicting.pipeline import ahead, window_rows
 from utils.predicting.reading import open_rows
+from utils.runner import opener
 
 TIME = "2026-01-01T00:00:00"
 QUICK = "tfidf_lsgd"
@@ -378,6 +380,9 @@ def test_an_export_of_other_weights_is_not_used(
         (folder / "manifest.json").write_text(json.dumps(other))
         assert "with checkpoint" in says()
         refuses("--runtime", "onnx", parts=("export is of", fix))
+        refuses("--runtime", "onnx", "--time", TIME, parts=("export is of", f"{fix} -t {TIME}"))
+    with pytest.raises(UserError, match="Unknown runtime 'tf'"):
+        opener(layout, "db_linear", "tiny", runtime="tf")()
     refuses("--time", "2025", parts=("no 'best' checkpoint", "2025"))
     for path in layout.weight_dir("db_linear", "tiny").iterdir():
         path.unlink()

@@ -618,8 +618,11 @@ def test_a_damaged_entry_keeps_its_figures(store: Store, tmp_path: Path) -> None
     refused(run("get", "tfidf_hsgd_fake:mine"), "Unknown version", "Remove the file")
     refused(run("export", str(high.tag), str(tmp_path)), "Remove the file")
     assert not list(tmp_path.glob("*.kttmodel"))
+    with pytest.raises(UserError, match="Remove the file"):
+        store.check_name("tfidf_hsgd", "fake", "first")  # which may be that one's
     said("delete", str(high.tag), "-y")
     assert store.list() == [low]
+    store.check_name("tfidf_hsgd", "fake", "first")
 
 
 def test_nothing_that_a_terminal_obeys_is_printed(store: Store) -> None:

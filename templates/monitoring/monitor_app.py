@@ -41,10 +41,12 @@ def create_app(folder: Path) -> Flask:
     SetupError
         Anything in the folder is wrong.
     """
-    data = Path(os.environ.get("KTT_MONITOR_DATA") or folder / "data")
+    # beside the folder, which the next export replaces
+    data = Path(os.environ.get("KTT_MONITOR_DATA") or folder.parent / "monitoring-data")
     monitor = Monitor(load_setup(folder), data, labels_of(folder))
     app = app_of(monitor, Reports(folder, data))
     monitor.start()
+    log.info("The window of %d rows is kept in %s", monitor.settings.window_size, data)
     return app
 
 

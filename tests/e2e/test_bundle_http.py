@@ -281,7 +281,7 @@ def test_a_killed_worker_comes_back_and_a_killed_server_ends_it_all(
         # It answers as soon as its first worker does; the others follow.
         _until(lambda: len(behind.children()) == 3)
         worker = behind.children()[0].pid
-        pattern = f"prometheus_multiproc_dir/gauge_live*_{worker}.db"
+        pattern = f"prometheus_multiproc_dir/{running.port}/gauge_live*_{worker}.db"
         _until(lambda: len(list(tmp_path.glob(pattern))) == 2)
         os.kill(worker, signal.SIGKILL)
         _until(lambda: not list(tmp_path.glob(pattern)))

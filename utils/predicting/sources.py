@@ -8,10 +8,11 @@ from typing import Any, cast
 
 from utils import dvc
 from utils.checkpoints import checkpoint_meta, find_checkpoint, runs
-from utils.errors import UserError
+from utils.errors import UserError, unknown
 from utils.files import POINTER, pointers, read_json
 from utils.manifest import FILE as MANIFEST
 from utils.paths import Layout
+from utils.predicting import RUNTIMES
 from utils.predicting.pipeline import Source
 
 
@@ -41,11 +42,13 @@ def open_source(
     UserError
         There is no such thing.
     """
+    if runtime not in (None, *RUNTIMES):
+        raise unknown("runtime", str(runtime), RUNTIMES)
     folder = layout.output(model, dataset)
     exported = None if runtime == "torch" else _exported(layout, folder)
     if not exported:
         if runtime == "onnx":
-            raise _no_export(folder, model, dataset, "There is no ONNX export")
+            raise _no_export(folder, model, dataset, time, "There is no ONNX export")
         return from_checkpoint(
             find_checkpoint(layout, model, dataset, "best", time), class_of(model)
         )
@@ -56,7 +59,7 @@ def open_source(
     if not difference and (runtime or not is_linear(exported)):
         return from_export(folder)
     if runtime == "onnx":
-        raise _no_export(folder, model, dataset, f"The ONNX export is of {difference}")
+        raise _no_export(folder, model, dataset, time, f"The ONNX export is of {difference}")
     remark = f" (the ONNX export is of {difference})" if difference else ""
     return from_checkpoint(checkpoint, class_of(model), remark)
 
@@ -93,8 +96,9 @@ def _object(manifest: dict[str, Any], key: str) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _no_export(folder: Path, model: str, dataset: str, reason: str) -> UserError:
-    return UserError(f"{reason} in {folder}. Export: python export.py -m {model} -d {dataset}")
+def _no_export(folder: Path, model: str, dataset: str, time: str | None, reason: str) -> UserError:
+    run = f" -t {time}" if time else ""
+    return UserError(f"{reason} in {folder}. Export: python export.py -m {model} -d {dataset}{run}")
 
 
 def _difference(manifest: dict[str, Any], checkpoint: Path) -> str:

@@ -235,6 +235,8 @@ class Store:
         checked_version("Run", name)
         self.aliases(model, dataset)  # if they cannot be read, nobody knows whether it is free
         for entry in self._entries(model, dataset):
+            if entry.info.problem and (entry.run.folder / entry_file(entry.run)).exists():
+                self._check_known(entry)  # its name may be this one
             if entry.version != besides and name in (entry.info.name, *entry.aliases):
                 raise UserError(
                     f"{name!r} is {entry.tag} already. Choose another name, or an alias, which "

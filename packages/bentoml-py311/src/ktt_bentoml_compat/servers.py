@@ -42,7 +42,7 @@ def _prepared(start: Callable[..., None], production: bool) -> Callable[..., Non
     @functools.wraps(start)
     def prepared(*args: Any, **options: Any) -> None:
         check_port(options.get("port"))
-        prepare_metrics_folder()
+        prepare_metrics_folder(options.get("port"))
         workers = share_cores(options.get("workers") if production else 1)
         if production:
             options["workers"] = workers
@@ -70,14 +70,15 @@ def check_port(port: int | None) -> None:
         raise SystemExit(f"Error: Port {port} {said}. Give another: --port 5050.") from None
 
 
-def prepare_metrics_folder() -> None:
-    """Empty the folder that all processes count in, before there are any.
+def prepare_metrics_folder(port: int | None = None) -> None:
+    """Empty the folder that all processes of this port count in, before there are any.
 
-    As released both servers empty it while they start, each perhaps after the other has counted.
+    As released both servers empty it while they start, each perhaps after the other has counted,
+    and so does whoever else serves from the same home folder.
     """
     from bentoml.configuration.containers import BentoMLContainer
 
-    folder = Path(BentoMLContainer.prometheus_multiproc_dir.get())
+    folder = Path(BentoMLContainer.prometheus_multiproc_dir.get(), str(port or ""))
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
     os.environ[METRICS_FOLDER] = str(folder)
