@@ -18,7 +18,7 @@ import pytest
 from models import MODELS
 from tests.helpers_torch import tiny_encoder
 from tests.tiny import tiny_rows, write_rows
-from utils.checkpoints import read_checkpoint
+from utils.checkpoints import BUSY, read_checkpoint
 from utils.files import TEMPORARY_PREFIX
 from utils.paths import PROJECT_ROOT, Layout
 from utils.store.changes import LOCK
@@ -160,5 +160,5 @@ def test_a_killed_runs_leavings_are_hidden(tmp_path: Path) -> None:
             assert (
                 path.is_dir()
                 or path.suffix in (".pt", ".json")
-                or path.name.startswith((TEMPORARY_PREFIX, LOCK))
+                or path.name.startswith((BUSY, TEMPORARY_PREFIX, LOCK))
             )
