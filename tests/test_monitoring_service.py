@@ -251,7 +251,7 @@ def test_the_window_keeps_the_newest_rows_over_a_restart(
         client.post("/iterate", json=body_of(rows.take(slice(start, start + 60)), ids))
     monitor.stop()
     again = _monitor(folder)
-    kept = again.window.rows()
+    kept = again.window.kept().rows
     again.stop()
     assert len(kept) == 120
     assert (kept.classes == rows.classes[180:]).all()
@@ -278,7 +278,7 @@ def test_rows_that_come_twice_are_kept_once(
     body = body_of(Traffic(tree()).draw(rng, 10))
     assert client.post("/iterate", json=body).json == {"received": 10}
     assert client.post("/iterate", json=body).json == {"received": 10}
-    assert len(monitor.window.rows()) == 10
+    assert len(monitor.window.kept().rows) == 10
     assert _one(client, "ktt_rows_received_total") == 10
     assert _one(client, "ktt_rows_repeated_total") == 10
 
@@ -298,7 +298,7 @@ def test_rows_without_names_have_the_reference_sets_columns(
         )
     ]
     assert client.post("/iterate", json={"data": data}).json == {"received": 5}
-    kept = monitor.window.rows()
+    kept = monitor.window.kept().rows
     best = scores.argmax(axis=1)
     assert kept.classes[:2].tolist() == [ends[best[0]], ends[best[1]]]
     assert (kept.classes[2:] == rows.classes[2:]).all()
@@ -375,7 +375,7 @@ def test_a_malformed_body_is_refused_whole_in_one_line(
     assert answer.mimetype == "text/plain"
     assert len(answer.text.splitlines()) == 1
     assert SECRET not in answer.text
-    assert len(monitor.window.rows()) == 0
+    assert len(monitor.window.kept().rows) == 0
     assert _one(client, "ktt_rows_refused_total") >= 1
 
 
@@ -508,7 +508,7 @@ def test_a_damaged_window_is_moved_aside(
     again = _monitor(folder)
     rows = Traffic(tree()).draw(rng, 10)
     assert again.iterate(json.dumps(body_of(rows)).encode()) == 10
-    assert len(again.window.rows()) == 10
+    assert len(again.window.kept().rows) == 10
     again.stop()
     if damage != "empty":
         assert path.with_name(f"{NAME}.damaged").exists()
@@ -525,7 +525,7 @@ def test_another_models_window_is_moved_aside(
     values["prediction"] = values["prediction"][::-1]  # columns in another order
     (folder / "evidently.yaml").write_text(json.dumps(values))
     again = _monitor(folder)
-    assert len(again.window.rows()) == 0
+    assert len(again.window.kept().rows) == 0
     again.stop()
     assert (folder / "data" / f"{NAME}.other-model").exists()
 
@@ -538,7 +538,7 @@ def test_a_window_of_other_weights_is_moved_aside(
         named = {"model": "m", "dataset": "d", "checkpoint": checkpoint}
         (folder / "service.json").write_text(json.dumps(named))
         monitor = _monitor(folder)
-        kept.append(len(monitor.window.rows()))
+        kept.append(len(monitor.window.kept().rows))
         monitor.iterate(json.dumps(body_of(Traffic(tree()).draw(rng, 10))).encode())
         monitor.stop()
     assert kept == [0, 10, 0]
@@ -557,7 +557,7 @@ def test_a_window_of_another_format_is_moved_aside_and_called_that(
         old.commit()
     monitor = _monitor(folder)
     body = json.dumps(body_of(Traffic(tree()).draw(rng, 10))).encode()
-    assert monitor.iterate(body) == len(monitor.window.rows()) == 10
+    assert monitor.iterate(body) == len(monitor.window.kept().rows) == 10
     monitor.stop()
     assert path.with_name(f"{NAME}.other-format").exists()
     assert "it is in format 1, not" in caplog.text
@@ -586,7 +586,7 @@ def test_a_full_disk_is_told_and_ends_by_itself(
     more = body_of(Traffic(tree()).draw(rng, 5), [f"x{row}" for row in range(5)])
     assert client.post("/iterate", json=more).json == {"received": 5}
     assert _one(client, "ktt_window_writable") == 1
-    assert len(monitor.window.rows()) == 55
+    assert len(monitor.window.kept().rows) == 55
 
 
 def test_a_folder_that_cannot_be_written_stops_no_metrics(

@@ -324,10 +324,6 @@ class Window:
         came = [row[4] for row in found]  # in no order, if the clock has been set meanwhile
         return Kept(rows=rows, since=min(came), until=max(came)) if came else Kept(rows=rows)
 
-    def rows(self) -> Rows:
-        """The window, oldest row first."""
-        return self.kept().rows
-
     def labelled(self) -> Labelled:
         """The newest answers with a true class, as many as the window has rows."""
         with self._use() as held:
