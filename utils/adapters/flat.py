@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from utils.adapters.kinds import TEXT_KINDS
 from utils.adapters.pipeline import (
     AdaptOptions,
     Columns,
@@ -23,7 +24,7 @@ from utils.adapters.reading import (
     open_reader,
     select_columns,
 )
-from utils.adapters.sources import TEXT_KINDS, SourceFile, expand, known_encoding, open_source
+from utils.adapters.sources import SourceFile, expand, known_encoding, open_source
 from utils.errors import UserError
 from utils.paths import Layout, given_path
 

@@ -2,46 +2,18 @@
 
 from __future__ import annotations
 
-import bz2
 import codecs
 import glob
-import gzip
-import lzma
 import re
-import zipfile
-import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from utils.adapters.kinds import KINDS, TEXT_KINDS, refuse_foreign, sniffed_kind
+from utils.adapters.unpacking import unpacked
 from utils.errors import UserError
 from utils.paths import given_path
 
-KINDS = {
-    ".csv": "csv", ".tsv": "csv", ".tab": "csv", ".psv": "csv", ".txt": "csv", ".dat": "csv",
-    ".json": "json", ".jsonl": "jsonl", ".ndjson": "jsonl",
-    ".parquet": "parquet", ".pq": "parquet",
-    ".feather": "arrow", ".arrow": "arrow", ".ipc": "arrow", ".arrows": "arrow",
-    ".xlsx": "xlsx", ".xlsm": "xlsx",
-}  # fmt: skip
-TEXT_KINDS = ("csv", "json", "jsonl")
-_MAGIC = {
-    b"PAR1": ("parquet", "a Parquet file"),
-    b"ARROW1": ("arrow", "an Arrow file"),
-    b"PK\x03\x04": ("xlsx", "a zip or xlsx file"),
-    b"\x1f\x8b": ("", "a gzip file"),
-    b"BZh": ("", "a bzip2 file"),
-    b"\xfd7zXZ": ("", "an xz file"),
-    b"\x89PNG": ("", "a PNG image"),
-    b"\xff\xd8\xff": ("", "a JPEG image"),
-    b"%PDF": ("", "a PDF document"),
-    b"\xd0\xcf\x11\xe0": ("", "an old Office document: save it as xlsx or csv"),
-}
-_UNPACKERS: dict[str, Callable[[bytes], bytes]] = {
-    ".gz": gzip.decompress,
-    ".bz2": bz2.decompress,
-    ".xz": lzma.decompress,
-}
 _HEAD = 1 << 16
 _IN_TEXT = (1, 9, 10, 12, 13)
 _SLICE = 1 << 16  # small enough for the cache
@@ -137,68 +109,18 @@ def open_source(path: Path, kind: str | None = None) -> SourceFile:
         if not (path.is_file() or path.is_fifo()):
             raise UserError(f"{path} is not a regular file.")
         # A pipe can be read once only.
-        name, packed = (path.name, path.read_bytes()) if path.is_fifo() else _unpack(path)
+        name, packed = (path.name, path.read_bytes()) if path.is_fifo() else unpacked(path)
     except OSError as error:
         raise UserError(f"Cannot read {path}: {error.strerror or error}.") from error
     source = SourceFile(path=path, kind="csv", packed=packed)
     head = source.head()
     if not head.strip(b"\xef\xbb\xbf \t\r\n"):
         raise UserError(f"{path} is empty.")
-    known = kind or KINDS.get(Path(name).suffix.lower()) or _sniffed(head)
-    _refuse_foreign(path, known, head)
+    known = kind or KINDS.get(Path(name).suffix.lower()) or sniffed_kind(head)
+    refuse_foreign(path, known, head, packed)
+    if known in TEXT_KINDS and not _is_text(head):
+        raise UserError(f"{path} is a binary file, not {known.upper()}.")
     return SourceFile(path=path, kind=known, packed=packed)
-
-
-def _unpack(path: Path) -> tuple[str, bytes | None]:
-    suffix = path.suffix.lower()
-    try:
-        if suffix == ".zip":
-            return _unzip(path)
-        if suffix in _UNPACKERS:
-            return path.stem, _UNPACKERS[suffix](path.read_bytes())
-    except (
-        zipfile.BadZipFile,
-        zlib.error,
-        lzma.LZMAError,
-        EOFError,
-        OSError,
-        RuntimeError,
-    ) as error:
-        raise UserError(f"Cannot unpack {path}: {error}.") from error
-    return path.name, None
-
-
-def _unzip(path: Path) -> tuple[str, bytes]:
-    with zipfile.ZipFile(path) as archive:
-        names = [
-            info.filename
-            for info in archive.infolist()
-            if not info.is_dir() and "__MACOSX" not in info.filename
-            and not Path(info.filename).name.startswith(".")
-        ]  # fmt: skip
-        if len(names) != 1:
-            shown = ", ".join(names[:5]) or "no file"
-            raise UserError(f"{path} holds {shown}: unpack it and name the files to read.")
-        return names[0], archive.read(names[0])
-
-
-def _sniffed(head: bytes) -> str:
-    for magic, (kind, _) in _MAGIC.items():
-        if kind and head.startswith(magic):
-            return kind
-    start = head.lstrip(b"\xef\xbb\xbf \t\r\n")
-    return "json" if start[:1] in (b"{", b"[") else "csv"
-
-
-def _refuse_foreign(path: Path, kind: str, head: bytes) -> None:
-    """Refuse contents that the file's name does not announce."""
-    for magic, (found, words) in _MAGIC.items():
-        if head.startswith(magic) and found != kind:
-            raise UserError(f"{path} is {words}, not {kind.upper()}. Give it the right ending.")
-    if kind == "parquet" and not head.startswith(b"PAR1"):
-        raise UserError(f"{path} is not a Parquet file, whatever its name says.")
-    if kind in TEXT_KINDS and not _is_text(head):
-        raise UserError(f"{path} is a binary file, not {kind.upper()}.")
 
 
 def _is_text(head: bytes) -> bool:
