@@ -18,7 +18,8 @@ GROUPS = {
     "sep": "How the files are written", "encoding": "How the files are written",
     "quote": "How the files are written", "header": "How the files are written",
     "lines": "How the files are written", "records": "How the files are written",
-    "sheet": "How the files are written", "config": "What to take",
+    "sheet": "How the files are written", "header_row": "How the files are written",
+    "config": "What to take",
     "min_class_size": "Which rows", "proportion": "Which rows", "keep_duplicates": "Which rows",
     "train_ratio": "How to split", "val_ratio": "How to split", "split_column": "How to split",
     "seed": "How to split",
@@ -151,6 +152,13 @@ def main() -> None:
     help="The first line is a row; columns are called 0, 1, 2, …",
 )
 @click.option(
+    "--header-row",
+    type=int,
+    metavar="N",
+    help="Line of the header in a text table or a sheet, from 1; what is above is left out.  "
+    "[default: the first that is not empty]",
+)
+@click.option(
     "--lines",
     metavar="REGEX",
     help="The file is no table: each line is a row, each named group (?P<name>…) a column.",
@@ -212,7 +220,7 @@ def flat(paths: tuple[str, ...], name: str, **values: Any) -> None:
         split_column=values["split_column"],
         parents=values["parents"],
         read=ReadOptions(
-            records=records, **_picked(values, "encoding sep quote header lines sheet")
+            records=records, **_picked(values, "encoding sep quote header header_row lines sheet")
         ),
         adapt=AdaptOptions(
             labels=LabelOptions(**_picked(values, "delimiter depth drop_names")),

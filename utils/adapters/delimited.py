@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-import csv
 from collections import Counter
 from collections.abc import Sequence
-from io import StringIO
 from typing import TYPE_CHECKING
 
-from utils.adapters.reading import SHOWN_LINES, Batch, ReadOptions, line_pattern, numbered
+from utils.adapters.dialect import STAND_IN, dialect_of, is_escaped, without_escapes
+from utils.adapters.headers import header_hint, repeated_note, without_headers
+from utils.adapters.reading import (
+    SHOWN_LINES,
+    Batch,
+    Reader,
+    ReadOptions,
+    line_pattern,
+    numbered,
+)
 from utils.adapters.sources import Decoded, SourceFile, decode
 from utils.errors import UserError
 
@@ -16,17 +23,12 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from pyarrow.csv import InvalidRow
 
-SEPARATORS = (",", "\t", ";", "|", "^", "~", "\x01")
-_STAND_IN = "\x1e"
 _BLOCK = 1 << 22
-_SNIFFED = 1 << 18
-_SAMPLE_ROWS = 50
-_NAMED_SEPARATORS = {"tab": "\t", "\\t": "\t", "comma": ",", "semicolon": ";", "pipe": "|"}
 _MANY_LINES = 500
 _MANY_BROKEN = 20
 
 
-class CsvReader:
+class CsvReader(Reader):
     """A text table with one separator."""
 
     def __init__(self, source: SourceFile, options: ReadOptions, hints: Sequence[str]) -> None:
@@ -35,21 +37,30 @@ class CsvReader:
         if len(options.quote.encode()) > 1:
             raise UserError(f"--quote {options.quote!r} is not one ASCII character, nor empty.")
         self._text = decode(source, options.encoding)
-        self._sep = _separator(self._text.data, options, hints)
-        first = next(iter(_sample(self._text.data, self._sep, options.quote)), [])
+        self._dialect = dialect_of(self._text.data, options, hints)
+        first = next(iter(self._dialect.rows.values()), [])
         self.columns = tuple(first) if options.header else numbered(len(first))
+
+    def hint(self, names: Sequence[str]) -> str:
+        """Say which line seems to be the header."""
+        rows = self._dialect.rows if self._options.header else {}
+        return header_hint(rows, min(rows, default=1), names)
 
     def read(self, wanted: Sequence[str]) -> Batch:
         """Read the wanted columns as strings; rows with too many or few fields are broken."""
-        sep, data = self._sep, self._text.data
+        sep, data = self._dialect.sep, self._text.data
+        escaped = is_escaped(data, sep, self._options.quote)
+        if escaped:
+            data = without_escapes(data, self._options.quote)
         if len(sep.encode()) > 1:
-            data, sep = data.replace(sep.encode(), _STAND_IN.encode()), _STAND_IN
+            data, sep = data.replace(sep.encode(), STAND_IN.encode()), STAND_IN
         rows: list[InvalidRow] = []
         table = self._parse(data, sep, wanted, rows)
         broken = [row.text for row in rows]
         places = tuple(_line_numbers(data, broken))
-        if sep == _STAND_IN:
-            table = _put_back(table, self._sep)
+        if sep == STAND_IN:
+            table = _put_back(table, self._dialect.sep)
+        table, repeated = without_headers(table) if self._options.header else (table, 0)
         return Batch(
             table=table,
             broken=sum(_lines_lost(row, self._options.quote) for row in broken),
@@ -57,6 +68,8 @@ class CsvReader:
             encodings=(self._text.encoding,),
             notes=(
                 *_noted(self._text),
+                *(("backslashes before quotes were read as escapes",) if escaped else ()),
+                *repeated_note(repeated),
                 *_uneven(rows, table.num_rows),
                 *_swallowed(broken, self._options.quote),
                 *_long_cells(table, data),
@@ -92,7 +105,9 @@ class CsvReader:
         names = None if self._options.header else list(self.columns)
         return arrow_csv.read_csv(
             pa.BufferReader(data),
-            read_options=arrow_csv.ReadOptions(block_size=block, column_names=names),
+            read_options=arrow_csv.ReadOptions(
+                block_size=block, column_names=names, skip_rows=self._dialect.skipped
+            ),
             parse_options=arrow_csv.ParseOptions(
                 delimiter=sep,
                 quote_char=self._options.quote or False,
@@ -107,7 +122,7 @@ class CsvReader:
         )
 
 
-class LineReader:
+class LineReader(Reader):
     """Lines that follow a pattern with named groups."""
 
     def __init__(self, source: SourceFile, options: ReadOptions) -> None:
@@ -145,45 +160,6 @@ class LineReader:
 
 def _noted(text: Decoded) -> tuple[str, ...]:
     return (text.note,) if text.note else ()
-
-
-def _separator(data: bytes, options: ReadOptions, hints: Sequence[str]) -> str:
-    if options.sep is not None:
-        sep = _NAMED_SEPARATORS.get(options.sep, options.sep)
-        if not sep or sep in ("\n", "\r", options.quote):
-            raise UserError(f"--sep {options.sep!r} cannot separate columns.")
-        return sep
-    return max(SEPARATORS, key=lambda sep: _fit(data, sep, options, hints))
-
-
-def _fit(data: bytes, sep: str, options: ReadOptions, hints: Sequence[str]) -> tuple[float, ...]:
-    """How well a separator explains the first rows: hinted columns, even rows, columns."""
-    rows = _sample(data, sep, options.quote)
-    if not rows:
-        return (0, 0, 0)
-    names = {name.strip() for name in rows[0]}
-    hinted = sum(hint.strip() in names for hint in hints) if options.header else 0
-    width, even = Counter(map(len, rows)).most_common(1)[0]
-    return (hinted, even / len(rows) if width > 1 else 0, width)
-
-
-def _sample(data: bytes, sep: str, quote: str) -> list[list[str]]:
-    head = data[:_SNIFFED].decode("utf-8", "replace")
-    if len(sep.encode()) > 1:
-        head, sep = head.replace(sep, _STAND_IN), _STAND_IN
-    style = {"quotechar": quote} if quote else {"quoting": csv.QUOTE_NONE}
-    reader = csv.reader(StringIO(head, newline=""), delimiter=sep, **style)
-    rows: list[list[str]] = []
-    try:
-        for row in reader:
-            if row:
-                rows.append(row)
-            if len(rows) == _SAMPLE_ROWS:
-                break
-    except csv.Error:  # a cell beyond csv's limit: the rows so far tell enough
-        return rows
-    complete = len(data) <= _SNIFFED or len(rows) == _SAMPLE_ROWS or len(rows) < 2
-    return rows if complete else rows[:-1]
 
 
 def _line_numbers(data: bytes, rows: Sequence[str]) -> list[int]:
@@ -248,7 +224,7 @@ def _put_back(table: pa.Table, sep: str) -> pa.Table:
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    columns = [pc.replace_substring(column, _STAND_IN, sep) for column in table.columns]
+    columns = [pc.replace_substring(column, STAND_IN, sep) for column in table.columns]
     return pa.table(columns, names=table.column_names)
 
 

@@ -114,7 +114,7 @@ def _read(options: FlatOptions) -> tuple[Batch, Columns]:
         try:
             columns = _columns(reader, options)
         except UserError as error:
-            raise UserError(f"{source.path}: {error.message}") from error
+            raise UserError(f"{source.path}: {error.message} {reader.hint(hints)}") from error
         batches.append(_read_one(reader, source, columns))
     return _together(batches), columns
 
@@ -127,6 +127,7 @@ def _check_kind(kind: str, read: ReadOptions) -> None:
         "--sheet": (read.sheet, ("xlsx",)),
         "--sep": (read.sep, ("csv",)),
         "--no-header": (not read.header, ("csv",)),
+        "--header-row": (read.header_row, ("csv", "xlsx")),
         "--encoding": (read.encoding, TEXT_KINDS),
     }
     for option, (value, kinds) in given.items():

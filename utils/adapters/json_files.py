@@ -19,7 +19,7 @@ _PEEKED = 1000
 _SHARED_LINE = re.compile(rb"\}[ \t\r]*\{")  # or a text that looks like it
 
 
-class JsonReader:
+class JsonReader(Reader):
     """Rows of a parsed JSON value: lists of one width, or objects."""
 
     def __init__(
@@ -55,7 +55,7 @@ class JsonReader:
                 broken.add(f"{self._name}: row {number}")
 
 
-class JsonLinesReader:
+class JsonLinesReader(Reader):
     """One JSON object, or one list, a line; the first line tells which."""
 
     def __init__(self, source: SourceFile, options: ReadOptions, hints: Sequence[str]) -> None:

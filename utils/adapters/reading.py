@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
+from utils.adapters.headers import checked_line
 from utils.adapters.sources import SourceFile
 from utils.errors import UserError, unknown
 
@@ -34,6 +35,8 @@ class ReadOptions:
         Keys of a JSON object under which the rows lie.
     sheet
         Sheet of a workbook.
+    header_row
+        Line of the header, from 1; None for the first one that is not empty.
     """
 
     encoding: str | None = None
@@ -43,6 +46,13 @@ class ReadOptions:
     lines: str | None = None
     records: tuple[str, ...] = ()
     sheet: str | None = None
+    header_row: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.header_row is not None and (self.lines or not self.header):
+            other = "--lines" if self.lines else "--no-header"
+            raise UserError(f"--header-row and {other} exclude each other.")
+        checked_line(self.header_row)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +84,10 @@ class Reader(Protocol):
     def read(self, wanted: Sequence[str]) -> Batch:
         """Read the wanted columns."""
 
+    def hint(self, names: Sequence[str]) -> str:
+        """Say where columns seem to be that are not among `columns`; empty if nobody knows."""
+        return ""
+
 
 def open_reader(source: SourceFile, options: ReadOptions, hints: Sequence[str]) -> Reader:
     """Open a file with the reader of its kind.
@@ -84,7 +98,7 @@ def open_reader(source: SourceFile, options: ReadOptions, hints: Sequence[str]) 
         Names that the user expects among the columns; they settle the separator and the shape
         of JSON where several would do.
     """
-    from utils.adapters import columnar, delimited, json_files
+    from utils.adapters import columnar, delimited, json_files, workbooks
 
     if options.lines:
         return delimited.LineReader(source, options)
@@ -95,7 +109,7 @@ def open_reader(source: SourceFile, options: ReadOptions, hints: Sequence[str]) 
     if source.kind == "json":
         return json_files.open_json(source, options, hints)
     if source.kind == "xlsx":
-        return columnar.WorkbookReader(source, options)
+        return workbooks.WorkbookReader(source, options)
     return (
         columnar.ParquetReader(source) if source.kind == "parquet" else columnar.ArrowReader(source)
     )
@@ -171,6 +185,12 @@ def _plain(value: Any) -> str | None:
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
     return str(value).encode("utf-8", "replace").decode("utf-8")
+
+
+def damaged(source: SourceFile, kind: str, error: Exception) -> UserError:
+    """The error for a file that its reader gives up on."""
+    reason = (str(error) or type(error).__name__).splitlines()[0]
+    return UserError(f"{source.path} cannot be read as {kind}: {reason}")
 
 
 def numbered(count: int) -> tuple[str, ...]:

@@ -1,0 +1,149 @@
+"""How a text table is written: its separator, the lines above its header, its escapes."""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from io import StringIO
+
+from utils.adapters.headers import matches
+from utils.adapters.reading import ReadOptions
+from utils.errors import UserError
+
+SEPARATORS = (",", "\t", ";", "|", "^", "~", "\x01")
+STAND_IN = "\x1e"
+"""Takes the place of a separator of several characters."""
+_SNIFFED = 1 << 18
+_SAMPLE_ROWS = 50
+_NAMED_SEPARATORS = {"tab": "\t", "\\t": "\t", "comma": ",", "semicolon": ";", "pipe": "|"}
+_DECLARED = re.compile(rb'"?sep=([^\r\n]|\\t)"?[ \t]*(?:\r\n|\r|\n)', re.IGNORECASE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dialect:
+    """How a text table is written.
+
+    Parameters
+    ----------
+    skipped
+        Lines above the header.
+    rows
+        The first rows by line number, the header being the first of them.
+    """
+
+    sep: str
+    skipped: int
+    rows: dict[int, list[str]]
+
+
+def dialect_of(data: bytes, options: ReadOptions, hints: Sequence[str]) -> Dialect:
+    """Find out how a text table in UTF-8 is written.
+
+    Parameters
+    ----------
+    hints
+        Names that should be among the columns.
+
+    Raises
+    ------
+    UserError
+        The given separator cannot be one.
+    """
+    declared = declared_separator(data)
+    skipped = options.header_row - 1 if options.header_row else int(declared is not None)
+    head = data[start_of_line(data, skipped) :][:_SNIFFED].decode("utf-8", "replace")
+    whole = len(data) <= _SNIFFED
+    separators = [_given(options)] if options.sep is not None else SEPARATORS
+    if options.sep is None and declared:
+        separators = [declared]
+    samples = {sep: _sample(head, whole, sep, options.quote, skipped) for sep in separators}
+    names = hints if options.header else ()
+    sep = max(samples, key=lambda one: _fit(samples[one], names))
+    return Dialect(sep=sep, skipped=skipped, rows=samples[sep])
+
+
+def declared_separator(data: bytes) -> str | None:
+    """The separator that a first line ``sep=;`` names, as Excel writes and reads it."""
+    found = _DECLARED.match(data)
+    if not found:
+        return None
+    return found[1].decode("utf-8", "replace").replace("\\t", "\t")
+
+
+def start_of_line(data: bytes, number: int) -> int:
+    """Where a line begins; lines are counted from 0."""
+    start = 0
+    for _ in range(number):
+        end = _LINE_END.search(data, start)
+        if end is None:
+            return len(data)
+        start = end.end()
+    return start
+
+
+_LINE_END = re.compile(rb"\r\n|\r|\n")
+
+
+def _given(options: ReadOptions) -> str:
+    sep = _NAMED_SEPARATORS.get(options.sep or "", options.sep or "")
+    if not sep or sep in ("\n", "\r", options.quote):
+        raise UserError(f"--sep {options.sep!r} cannot separate columns.")
+    return sep
+
+
+def _fit(rows: dict[int, list[str]], names: Sequence[str]) -> tuple[float, ...]:
+    """How well a separator explains the first rows: wanted columns, even rows, columns."""
+    if not rows:
+        return (0, 0, 0)
+    wanted = max(matches(row, names) for row in rows.values())
+    width, even = Counter(map(len, rows.values())).most_common(1)[0]
+    return (wanted, even / len(rows) if width > 1 else 0, width)
+
+
+def _sample(head: str, whole: bool, sep: str, quote: str, skipped: int) -> dict[int, list[str]]:
+    """The first rows of a table by the number of their first line."""
+    if len(sep.encode()) > 1:
+        head, sep = head.replace(sep, STAND_IN), STAND_IN
+    style = {"quotechar": quote} if quote else {"quoting": csv.QUOTE_NONE}
+    reader = csv.reader(StringIO(head, newline=""), delimiter=sep, **style)
+    rows: dict[int, list[str]] = {}
+    line = skipped + 1
+    try:
+        for row in reader:
+            if row:
+                rows[line] = row
+            line = skipped + reader.line_num + 1
+            if len(rows) == _SAMPLE_ROWS:
+                break
+    except csv.Error:  # a cell beyond csv's limit: the rows so far tell enough
+        return rows
+    if not whole and 2 <= len(rows) < _SAMPLE_ROWS:
+        rows.popitem()  # cut off in the middle
+    return rows
+
+
+def is_escaped(data: bytes, sep: str, quote: str) -> bool:
+    """Whether quotes inside quoted cells have a backslash before them, as MySQL writes them.
+
+    The sign is one that cannot end its cell, since the cell goes on: ``"5\\" pipe"``.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if not quote or b"\\" + quote.encode() not in data:
+        return False
+    q, s = re.escape(quote), re.escape(sep)
+    inside = rf"(?:[^{q}\\\\]|\\\\[^{q}]|{q}{q})*"
+    sign = rf"(?:^|[\r\n]|{s}){q}{inside}\\\\{q}[^{q}{s}\r\n]"
+    text = pa.array([data], pa.large_binary())  # RE2: linear
+    return bool(pc.match_substring_regex(text, sign)[0].as_py())
+
+
+def without_escapes(data: bytes, quote: str) -> bytes:
+    """Double the quotes that have a backslash before them; a doubled backslash is one."""
+    mark = quote.encode()
+    kinds = re.compile(rb"\\([\\\n" + re.escape(mark) + rb"])")
+    return kinds.sub(lambda found: mark * 2 if found[1] == mark else found[1], data)
