@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from io import BytesIO
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from utils.adapters.arrow_types import named_classes, plain_table
 from utils.adapters.reading import Batch, Reader, damaged
 from utils.adapters.sources import SourceFile
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 
 class ParquetReader(Reader):
@@ -29,9 +33,10 @@ class ParquetReader(Reader):
         import pyarrow.parquet as pq
 
         try:
-            return Batch(table=pq.read_table(_handle(self._source), columns=list(wanted)))
+            table = pq.read_table(_handle(self._source), columns=list(wanted), partitioning=None)
         except (pa.ArrowException, OSError) as error:
             raise damaged(self._source, "a Parquet file", error) from error
+        return _batch(table)
 
 
 class ArrowReader(Reader):
@@ -41,7 +46,7 @@ class ArrowReader(Reader):
         import pyarrow as pa
         from pyarrow import feather, ipc
 
-        contents = source.contents()
+        self._source, contents = source, source.contents()
         old_feather: Any = feather.read_table
         attempts: tuple[Callable[[], Any], ...] = (
             lambda: ipc.RecordBatchFileReader(pa.py_buffer(contents)).read_all(),
@@ -59,7 +64,20 @@ class ArrowReader(Reader):
 
     def read(self, wanted: Sequence[str]) -> Batch:
         """Pick the wanted columns."""
-        return Batch(table=self._table.select(list(wanted)))
+        import pyarrow as pa
+
+        table = self._table.select(list(wanted))
+        try:
+            table.validate(full=True)  # an offset that points elsewhere would be followed
+        except pa.ArrowException as error:
+            raise damaged(self._source, "an Arrow or Feather file", error) from error
+        return _batch(table)
+
+
+def _batch(table: pa.Table) -> Batch:
+    plain = plain_table(table).replace_schema_metadata(table.schema.metadata)
+    named, notes = named_classes(plain)
+    return Batch(table=named, notes=notes)
 
 
 def _handle(source: SourceFile) -> Any:

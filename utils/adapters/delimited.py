@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from utils.adapters.dialect import STAND_IN, dialect_of, is_escaped, without_escapes
+from utils.adapters.dialect import CERTAIN, STAND_IN, dialect_of, escape_signs, without_escapes
 from utils.adapters.headers import header_hint, repeated_note, without_headers
 from utils.adapters.reading import (
     SHOWN_LINES,
@@ -48,18 +48,19 @@ class CsvReader(Reader):
 
     def read(self, wanted: Sequence[str]) -> Batch:
         """Read the wanted columns as strings; rows with too many or few fields are broken."""
-        sep, data = self._dialect.sep, self._text.data
-        escaped = is_escaped(data, sep, self._options.quote)
-        if escaped:
-            data = without_escapes(data, self._options.quote)
-        if len(sep.encode()) > 1:
-            data, sep = data.replace(sep.encode(), STAND_IN.encode()), STAND_IN
-        rows: list[InvalidRow] = []
-        table = self._parse(data, sep, wanted, rows)
+        data, escaped = self._text.data, False
+        table, rows = self._parse(data, wanted)
+        quote = self._options.quote
+        if doubt := escape_signs(data, self._dialect.sep, quote):
+            other = without_escapes(data, quote)
+            found = self._parse(other, wanted)
+            escaped = doubt == CERTAIN or found[0].num_rows > table.num_rows
+            if escaped:
+                data, (table, rows) = other, found
         broken = [row.text for row in rows]
-        places = tuple(_line_numbers(data, broken))
-        if sep == STAND_IN:
-            table = _put_back(table, self._dialect.sep)
+        places = tuple(
+            _line_numbers(data, [row.replace(STAND_IN, self._dialect.sep) for row in broken])
+        )
         table, repeated = without_headers(table) if self._options.header else (table, 0)
         return Batch(
             table=table,
@@ -76,15 +77,20 @@ class CsvReader(Reader):
             ),
         )
 
-    def _parse(
-        self, data: bytes, sep: str, wanted: Sequence[str], broken: list[InvalidRow]
-    ) -> pa.Table:
+    def _parse(self, data: bytes, wanted: Sequence[str]) -> tuple[pa.Table, list[InvalidRow]]:
+        """The wanted columns, and the rows that do not fit."""
         import pyarrow as pa
 
+        sep = self._dialect.sep
+        single = len(sep.encode()) == 1
+        if not single:
+            data = data.replace(sep.encode(), STAND_IN.encode())
+        broken: list[InvalidRow] = []
         for block in (_BLOCK, min(len(data) + 1, 1 << 30)):
             broken.clear()
             try:
-                return self._parse_blocks(data, sep, wanted, broken, block)
+                table = self._parse_blocks(data, sep if single else STAND_IN, wanted, broken, block)
+                return table if single else _put_back(table, sep), broken
             except pa.ArrowInvalid as error:
                 failure = error
         raise UserError(

@@ -16,10 +16,12 @@ from utils.errors import UserError
 SEPARATORS = (",", "\t", ";", "|", "^", "~", "\x01")
 STAND_IN = "\x1e"
 """Takes the place of a separator of several characters."""
+CERTAIN, POSSIBLE = 2, 1
 _SNIFFED = 1 << 18
 _SAMPLE_ROWS = 50
 _NAMED_SEPARATORS = {"tab": "\t", "\\t": "\t", "comma": ",", "semicolon": ";", "pipe": "|"}
 _DECLARED = re.compile(rb'"?sep=([^\r\n]|\\t)"?[ \t]*(?:\r\n|\r|\n)', re.IGNORECASE)
+_LINE_END = re.compile(rb"\r\n|\r|\n")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +55,8 @@ def dialect_of(data: bytes, options: ReadOptions, hints: Sequence[str]) -> Diale
         The given separator cannot be one.
     """
     declared = declared_separator(data)
+    if options.header_row and start_of_line(data, options.header_row - 1) == len(data):
+        raise UserError(f"--header-row is {options.header_row}: there are not so many lines.")
     skipped = options.header_row - 1 if options.header_row else int(declared is not None)
     head = data[start_of_line(data, skipped) :][:_SNIFFED].decode("utf-8", "replace")
     whole = len(data) <= _SNIFFED
@@ -82,9 +86,6 @@ def start_of_line(data: bytes, number: int) -> int:
             return len(data)
         start = end.end()
     return start
-
-
-_LINE_END = re.compile(rb"\r\n|\r|\n")
 
 
 def _given(options: ReadOptions) -> str:
@@ -125,21 +126,27 @@ def _sample(head: str, whole: bool, sep: str, quote: str, skipped: int) -> dict[
     return rows
 
 
-def is_escaped(data: bytes, sep: str, quote: str) -> bool:
+def escape_signs(data: bytes, sep: str, quote: str) -> int:
     """Whether quotes inside quoted cells have a backslash before them, as MySQL writes them.
 
-    The sign is one that cannot end its cell, since the cell goes on: ``"5\\" pipe"``.
+    Returns
+    -------
+    int
+        `CERTAIN` where a cell goes on behind such a quote, as ``"a 5\\" pipe"`` does; `POSSIBLE`
+        where it may end there, as ``"a pipe of 5\\""`` does; 0 where there is no sign of it.
     """
     import pyarrow as pa
     import pyarrow.compute as pc
 
     if not quote or b"\\" + quote.encode() not in data:
-        return False
+        return 0
     q, s = re.escape(quote), re.escape(sep)
-    inside = rf"(?:[^{q}\\\\]|\\\\[^{q}]|{q}{q})*"
-    sign = rf"(?:^|[\r\n]|{s}){q}{inside}\\\\{q}[^{q}{s}\r\n]"
-    text = pa.array([data], pa.large_binary())  # RE2: linear
-    return bool(pc.match_substring_regex(text, sign)[0].as_py())
+    inside = rf"(?:[^{q}\\]|\\[^{q}]|{q}{q})*"
+    sign = rf"(?:^|[\r\n]|{s}){q}{inside}\\{q}[^{q}{s}\r\n]"
+    text = pa.array([data], pa.large_binary())
+    if pc.match_substring_regex(text, sign)[0].as_py():  # RE2: linear
+        return CERTAIN
+    return POSSIBLE if re.search(rf"\\{q}{q}(?:{s}|[\r\n]|$)".encode(), data) else 0
 
 
 def without_escapes(data: bytes, quote: str) -> bytes:

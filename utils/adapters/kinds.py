@@ -36,7 +36,7 @@ _FOREIGN = {
     b"\x89PNG": "a PNG image, not a table.",
     b"\xff\xd8\xff": "a JPEG image, not a table.",
     b"%PDF": "a PDF document: copy its table into a spreadsheet and save that as xlsx or csv.",
-    _OLE: f"an old Office document: {_RESAVE}.",
+    _OLE: "an old Office document: save it as xlsx or csv.",
 }
 _LOCKED = f"a workbook locked with a password: {_RESAVE}, without a password."
 _PAGE = re.compile(rb"\s*(?:<!doctype html|<html|<table|<\?xml|<!--)", re.IGNORECASE)
