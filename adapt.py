@@ -15,6 +15,7 @@ from utils.paths import Layout, given_path
 GROUPS = {
     "text": "What to take", "classes": "What to take", "depth": "What to take",
     "delimiter": "What to take", "drop_names": "What to take", "parents": "What to take",
+    "lookups": "What to take",
     "sep": "How the files are written", "encoding": "How the files are written",
     "quote": "How the files are written", "header": "How the files are written",
     "lines": "How the files are written", "records": "How the files are written",
@@ -140,6 +141,14 @@ def main() -> None:
     help="Puts flat labels into a tree: JSON {parent: [children]} or {child: parent}, or a "
     "table of paths.",
 )
+@click.option(
+    "--lookup",
+    "lookups",
+    multiple=True,
+    metavar="COLUMN=FILE:KEY:NAME",
+    help="The column holds keys of another table: put what stands in its column NAME in their "
+    "place. May be given several times.",
+)
 @click.option("--sep", help="Column separator of a text table.  [default: detected]")
 @click.option("--encoding", help="Encoding of text files.  [default: detected]")
 @click.option("--quote", default='"', help="Quote character; '' for none.  [default: \"]")
@@ -183,7 +192,8 @@ def flat(paths: tuple[str, ...], name: str, **values: Any) -> None:
     """Adapt files with one row per text: CSV and its kin, JSON of any pandas orient, JSON lines,
     Parquet, Feather/Arrow, xlsx; text files also packed (.gz, .bz2, .xz, .zip).
 
-    PATH is a file, several of one kind, or a quoted glob; NAME becomes datasets/NAME/.
+    PATH is a file, several of one kind, a folder of them, or a quoted glob; NAME becomes
+    datasets/NAME/.
 
     \b
     One column per level:
@@ -197,12 +207,17 @@ def flat(paths: tuple[str, ...], name: str, **values: Any) -> None:
     Lines like "NUM:date When was …?":
       adapt.py flat "*.label" trec -t text -c coarse,fine \\
         --lines "(?P<coarse>[A-Z]+):(?P<fine>[a-z]+) (?P<text>.+)"
+    A folder of files whose folders' names hold the class, as in data/label=Toys/part-0.parquet:
+      adapt.py flat data shop -t title -c label
+    Classes by number, with their names in another table:
+      adapt.py flat items.csv shop -t title -c category --lookup category=names.csv:id:name
 
     Unusable rows are counted by reason, never dropped in silence. Running the same command again
     replaces its dataset; another command must say --force.
     """
     from utils.adapters.flat import FlatOptions, adapt_flat
     from utils.adapters.labels import LabelOptions
+    from utils.adapters.lookup import Lookup
     from utils.adapters.pipeline import AdaptOptions
     from utils.adapters.reading import ReadOptions
     from utils.adapters.splitting import Ratios
@@ -219,6 +234,7 @@ def flat(paths: tuple[str, ...], name: str, **values: Any) -> None:
         classes=values["classes"],
         split_column=values["split_column"],
         parents=values["parents"],
+        lookups=tuple(map(Lookup.parsed, values["lookups"])),
         read=ReadOptions(
             records=records, **_picked(values, "encoding sep quote header header_row lines sheet")
         ),

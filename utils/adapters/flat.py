@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from utils.adapters.given import expand, path_columns
 from utils.adapters.kinds import TEXT_KINDS
+from utils.adapters.lookup import Lookup, looked_up
 from utils.adapters.pipeline import (
     AdaptOptions,
     Columns,
@@ -22,16 +24,15 @@ from utils.adapters.reading import (
     Reader,
     ReadOptions,
     open_reader,
+    select_column,
     select_columns,
 )
-from utils.adapters.sources import SourceFile, expand, known_encoding, open_source
+from utils.adapters.sources import SourceFile, known_encoding, open_source
 from utils.errors import UserError
 from utils.paths import Layout, given_path
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-FILE_COLUMN = "file"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +49,8 @@ class FlatOptions:
         A column that holds train, val or test.
     parents
         File with the ancestors of the classes.
+    lookups
+        Columns whose values are keys of other tables.
     """
 
     paths: tuple[str, ...]
@@ -55,6 +58,7 @@ class FlatOptions:
     classes: str
     split_column: str | None = None
     parents: str | None = None
+    lookups: tuple[Lookup, ...] = ()
     read: ReadOptions = field(default_factory=ReadOptions)
     adapt: AdaptOptions = field(default_factory=AdaptOptions)
 
@@ -73,14 +77,18 @@ def adapt_flat(options: FlatOptions, name: str, layout: Layout) -> dict[str, Any
     if options.read.encoding:
         known_encoding(options.read.encoding)
     adapt = _with_parents(options)
-    batch, columns = _read(options)
-    table = batch.table
+    try:
+        batch, columns = _read(options)
+    except MemoryError as error:
+        raise UserError("The input needs more memory than there is. Adapt a part of it.") from error
+    wanted = (*columns.text, *columns.classes)
+    table, unknown = looked_up(batch.table, options.lookups, wanted)
     source = Provenance(
         recipe=recipe,
         broken=batch.broken,
         broken_at=batch.broken_at,
         encodings=batch.encodings,
-        notes=batch.notes,
+        notes=(*batch.notes, *unknown),
     )
     del batch
     return adapt_table(table, columns, name=name, options=adapt, source=source, layout=layout)
@@ -106,13 +114,13 @@ def _read(options: FlatOptions) -> tuple[Batch, Columns]:
         )
     _check_kind(kinds[0], options.read)
     hints = [*options.text.split(","), *options.classes.split(",")]
-    if options.split_column not in (None, FILE_COLUMN):
+    if options.split_column:
         hints.append(options.split_column)
     batches = []
     for source in sources:
         reader = open_reader(source, options.read, hints)
         try:
-            columns = _columns(reader, options)
+            columns = _columns([*reader.columns, *_from_path(reader, source)], options)
         except UserError as error:
             raise UserError(f"{source.path}: {error.message} {reader.hint(hints)}") from error
         batches.append(_read_one(reader, source, columns))
@@ -135,43 +143,44 @@ def _check_kind(kind: str, read: ReadOptions) -> None:
             raise UserError(f"{option} is for {' and '.join(kinds)} files; these are {kind}.")
 
 
-def _columns(reader: Reader, options: FlatOptions) -> Columns:
-    text = select_columns(options.text, reader.columns)
-    classes = select_columns(options.classes, reader.columns)
+def _columns(names: Sequence[str], options: FlatOptions) -> Columns:
+    text = select_columns(options.text, names)
+    classes = select_columns(options.classes, names)
     both = [name for name in text if name in classes]
     if both:
         raise UserError(
             f"Column {both[0]!r} is named by both --text and --classes: the text would tell "
             "the class."
         )
+    split = options.split_column
     return Columns(
         text=text,
         classes=classes,
-        split=_split_column(reader, options.split_column),
+        split=split and select_column(split, names, "--split-column"),
     )
 
 
-def _split_column(reader: Reader, name: str | None) -> str | None:
-    if name is None or (name == FILE_COLUMN and FILE_COLUMN not in reader.columns):
-        return name
-    found = select_columns(name, reader.columns)
-    if len(found) > 1:
-        raise UserError(f"--split-column takes one column, not {len(found)}.")
-    return found[0]
+def _from_path(reader: Reader, source: SourceFile) -> dict[str, str | None]:
+    """Columns that the file does not have and its path does."""
+    found = path_columns(source.path)
+    return {name: value for name, value in found.items() if name not in reader.columns}
 
 
 def _read_one(reader: Reader, source: SourceFile, columns: Columns) -> Batch:
-    wanted = dict.fromkeys([*columns.text, *columns.classes])
-    from_name = columns.split == FILE_COLUMN and FILE_COLUMN not in reader.columns
-    if columns.split and not from_name:
-        wanted[columns.split] = None
-    batch = reader.read(list(wanted))
-    if not from_name:
-        return batch
     import pyarrow as pa
 
-    names = pa.repeat(pa.scalar(source.path.name, pa.large_string()), batch.table.num_rows)
-    return dataclasses.replace(batch, table=batch.table.append_column(FILE_COLUMN, names))
+    wanted = dict.fromkeys([*columns.text, *columns.classes, columns.split or columns.text[0]])
+    given = _from_path(reader, source)
+    inside = [name for name in wanted if name not in given]
+    if not inside:
+        raise UserError(f"{source.path}: no column of the table itself is wanted.")
+    batch = reader.read(inside)
+    table = batch.table
+    for name in wanted:
+        if name in given:
+            value = pa.scalar(given[name], pa.large_string())
+            table = table.append_column(name, pa.repeat(value, table.num_rows))
+    return dataclasses.replace(batch, table=table)
 
 
 def _together(batches: Sequence[Batch]) -> Batch:

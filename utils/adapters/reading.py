@@ -140,6 +140,20 @@ def select_columns(spec: str, columns: Sequence[str], kind: str = "column") -> t
     return tuple(dict.fromkeys(chosen))
 
 
+def select_column(name: str, columns: Sequence[str], option: str) -> str:
+    """Resolve the name of one column.
+
+    Raises
+    ------
+    UserError
+        It is no column, or several.
+    """
+    found = select_columns(name, columns)
+    if len(found) > 1:
+        raise UserError(f"{option} takes one column, not {len(found)}.")
+    return found[0]
+
+
 def _matching(name: str, columns: Sequence[str]) -> str | None:
     if name in columns:
         return name

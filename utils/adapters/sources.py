@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import codecs
-import glob
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from utils.adapters.kinds import KINDS, TEXT_KINDS, refuse_foreign, sniffed_kind
 from utils.adapters.unpacking import unpacked
 from utils.errors import UserError
-from utils.paths import given_path
 
 _HEAD = 1 << 16
 _IN_TEXT = (1, 9, 10, 12, 13)
@@ -55,41 +52,6 @@ class Decoded:
     data: bytes
     encoding: str
     note: str | None = None
-
-
-def expand(patterns: Sequence[str]) -> list[Path]:
-    """Resolve paths and globs to files.
-
-    Raises
-    ------
-    UserError
-        A path does not exist, is a folder, or a glob matches nothing.
-    """
-    files: list[Path] = []
-    for pattern in patterns:
-        path = given_path(pattern)
-        if path.is_dir():
-            raise UserError(
-                f"{pattern} is a folder. Name its files, for example '{pattern}/*.csv'."
-            )
-        if path.exists():
-            files.append(path)
-            continue
-        found = sorted(Path(name) for name in glob.glob(str(path), recursive=True))  # noqa: PTH207
-        if not found:
-            raise UserError(f"No such file: {pattern}.{_neighbours(path)}")
-        files.extend(name for name in found if name.is_file())
-    return list(dict.fromkeys(files))
-
-
-def _neighbours(path: Path) -> str:
-    import difflib
-
-    if not path.parent.is_dir():
-        return f" The folder {path.parent} does not exist either."
-    names = [other.name for other in path.parent.iterdir()]
-    close = difflib.get_close_matches(path.name, names, n=1)
-    return f" Did you mean {path.parent / close[0]}?" if close else ""
 
 
 def open_source(path: Path, kind: str | None = None) -> SourceFile:
