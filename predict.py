@@ -54,6 +54,7 @@ def destination(
 
 def predict(layout: Layout, model: str, dataset: str, file: Path, options: dict[str, Any]) -> None:
     """Answer a file and write the result."""
+    from utils.adapters.reading import ReadOptions
     from utils.predicting.answers import AnswerOptions
     from utils.predicting.pipeline import answer_rows
     from utils.predicting.reading import open_rows
@@ -66,6 +67,9 @@ def predict(layout: Layout, model: str, dataset: str, file: Path, options: dict[
     wanted = AnswerOptions(
         column=options["column"], min_confidence=options["min_confidence"], top=options["top"]
     )
+    written = ReadOptions(
+        sep=options["sep"], encoding=options["encoding"], header_row=options["header_row"]
+    )
     path, text = None if file == STANDARD else file, options["text"] or ()
     trained = text_columns(layout, model, dataset, options["time"])
     runner = Runner(
@@ -76,7 +80,7 @@ def predict(layout: Layout, model: str, dataset: str, file: Path, options: dict[
         workers=options["workers"],
     )
     with (
-        open_rows(path, read, text=text, trained=trained, separator=options["sep"]) as rows,
+        open_rows(path, read, text=text, trained=trained, options=written) as rows,
         runner,
     ):
         source = runner.source
@@ -126,6 +130,14 @@ EPILOG = """Examples:
     help="Of the input.  [default: its ending; jsonl for standard input]",
 )  # fmt: skip
 @click.option("--sep", help="Column separator of a CSV input, such as ';'.")
+@click.option(
+    "--encoding",
+    help="Of a text input, such as cp1252.  [default: UTF-8, or UTF-16 and UTF-32 by their marks]",
+)
+@click.option(
+    "--header-row", type=int, metavar="N",
+    help="Line of a CSV input's header, from 1; what is above is left out.  [default: the first]",
+)  # fmt: skip
 @click.option(
     "--column", default="prediction", show_default=True,
     help="Name of the column of answers, with which the names of the others begin.",

@@ -119,7 +119,7 @@ def decode(source: SourceFile, encoding: str | None) -> Decoded:
     data = source.contents()
     if encoding:
         return _decode_as(source.path, data, encoding)
-    if marked := _marked(data):
+    if marked := marked_encoding(data):
         return _decode_as(source.path, data, marked)
     if _is_utf8(data):
         return Decoded(data=data.removeprefix(codecs.BOM_UTF8), encoding="utf-8")
@@ -150,7 +150,8 @@ def _decode_as(path: Path, data: bytes, encoding: str) -> Decoded:
     return Decoded(data=text.removeprefix("\ufeff").encode("utf-8", "replace"), encoding=name)
 
 
-def _marked(data: bytes) -> str | None:
+def marked_encoding(data: bytes) -> str | None:
+    """UTF-16 or UTF-32 where a byte-order mark, or every other byte being NUL, says so."""
     if data.startswith((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)):
         return "utf-32"
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
@@ -201,6 +202,11 @@ def _guessed(data: bytes) -> Decoded:
         lines[number] = line.encode("utf-8", "replace")
     note = f"{len(foreign):,} lines are not UTF-8 as {others:,} others are: read as {encoding}"
     return Decoded(data=b"\n".join(lines), encoding=f"utf-8, {encoding}", note=note)
+
+
+def likely_encoding(data: bytes) -> str:
+    """The most likely encoding of a text that is not UTF-8."""
+    return _best_guess(data)[0]
 
 
 def _best_guess(data: bytes) -> tuple[str, str]:

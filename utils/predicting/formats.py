@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import io
 import select
 import sys
+import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any, cast
 
+from utils.adapters.sources import known_encoding, marked_encoding
 from utils.errors import UserError
 from utils.files import atomic_path, followed, is_device
 
@@ -20,6 +23,7 @@ ENDINGS = {
     ".csv": "csv", ".tsv": "tsv", ".tab": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl",
     ".json": "jsonl", ".parquet": "parquet", ".pq": "parquet",
 }  # fmt: skip
+SEPARATORS = {"csv": ",", "tsv": "\t"}
 GZIP = ".gz"
 BUFFER = 1 << 20
 POLL = 0.1  # seconds
@@ -70,6 +74,60 @@ class Counted(io.RawIOBase):
         buffer[: len(data)] = data
         self.done += len(data)
         return len(data)
+
+
+class Recoded(io.RawIOBase):
+    """A text in UTF-8, whatever its encoding was."""
+
+    def __init__(self, stream: IO[bytes], encoding: str, name: str) -> None:
+        self._stream, self._encoding, self._name = stream, encoding, name
+        self._decoder = codecs.getincrementaldecoder(encoding)()
+        self._rest = memoryview(b"")
+        self._ended = False
+
+    def readable(self) -> bool:
+        """It is."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Decode some bytes, as many as are there."""
+        while not self._rest and not self._ended:
+            data = cast(Any, self._stream).read1(BUFFER)
+            self._ended = not data
+            try:
+                text = self._decoder.decode(data, final=self._ended)
+            except (UnicodeError, AssertionError) as error:
+                raise UserError(
+                    f"{self._name} is not {self._encoding}: it cannot be decoded. Give the right "
+                    "--encoding."
+                ) from error
+            self._rest = memoryview(text.encode("utf-8", "replace"))
+        size = min(len(buffer), len(self._rest))
+        buffer[:size], self._rest = self._rest[:size], self._rest[size:]
+        return size
+
+
+def as_utf8(source: Input, encoding: str | None = None) -> Input:
+    """The same text in UTF-8: from the given encoding, or from UTF-16 and UTF-32 by their marks.
+
+    Raises
+    ------
+    UserError
+        There is no such encoding.
+    """
+    found = known_encoding(encoding) if encoding else marked_encoding(peeked(source))
+    if found is None:
+        return source
+    recoded = io.BufferedReader(Recoded(source.stream, found, source.name), BUFFER)
+    return replace(source, stream=cast(IO[bytes], recoded))
+
+
+def peeked(source: Input) -> bytes:
+    """Some of the first bytes, which are still to be read."""
+    try:
+        return bytes(cast(Any, source.stream).peek(BUFFER))
+    except (OSError, EOFError, zlib.error):
+        return b""  # reading will say what is wrong
 
 
 def _standard_input() -> Counted:

@@ -14,7 +14,7 @@ import numpy as np
 from utils.decode import Floats, decode
 from utils.hierarchy import Hierarchy
 from utils.predicting.answers import AnswerOptions, Answers, Labels
-from utils.predicting.reading import Chunk, Rows
+from utils.predicting.rows import Chunk, Rows
 from utils.predicting.writing import Writer
 
 T = TypeVar("T")

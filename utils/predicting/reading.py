@@ -2,31 +2,39 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import re
 import shutil
 import tempfile
-import zlib
-from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from utils.adapters.columns import texts_of
-from utils.errors import UserError, unknown
-from utils.predicting.formats import BUFFER, Input, open_input
+from utils.adapters.dialect import declared_separator, dialect_of
+from utils.adapters.headers import header_hint
+from utils.adapters.reading import ReadOptions
+from utils.errors import UserError
+from utils.predicting.formats import BUFFER, SEPARATORS, Input, as_utf8, open_input, peeked
+from utils.predicting.rows import (
+    BLOCK,
+    TEXT_COLUMNS,
+    WINDOW_BYTES,
+    Chunk,
+    Rows,
+    TableRows,
+    explained,
+)
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    from pyarrow.csv import InvalidRow
 
-TEXT_COLUMNS = ("text", "name")
-"""Looked for if the text column is not named: the usual name, and that of dataset splits."""
-WINDOW_BYTES = 8_000_000
-BLOCK = 4 << 20  # of a text table; a row has to fit
-SEPARATORS = {"csv": ",", "tsv": "\t"}
+LINE = 64 << 20  # bytes of a line of JSON
 SAMPLE = 1000  # rows of JSON lines in which a text column has to appear
 _BOM = "\ufeff"
 _LIKELY = re.compile(r"[,;|\t]")
@@ -35,138 +43,34 @@ JsonRow = tuple[int, str, dict[str, Any]]
 """Number of the line, its JSON, its value."""
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Chunk:
-    """Some consecutive rows.
-
-    Parameters
-    ----------
-    texts
-        One per row, empty where there is none.
-    table
-        The rows as they were read, from a columnar format.
-    lines, records, numbers
-        The rows as they were read, as JSON, as values, and where they stand in the file.
-    """
-
-    texts: list[str]
-    table: pa.Table | None = None
-    lines: list[str] = field(default_factory=list)
-    records: list[dict[str, Any]] = field(default_factory=list)
-    numbers: list[int] = field(default_factory=list)
-
-    def __len__(self) -> int:
-        return len(self.texts)
-
-
-class Rows(ABC):
-    """An open table.
-
-    Parameters
-    ----------
-    source
-        Where it is read from.
-    wanted
-        Text columns, empty for the usual ones.
-    trained
-        Those that the model learned from: taken first where none are wanted.
-
-    Attributes
-    ----------
-    columns
-        Names of its columns; for JSON lines those of the first rows.
-    text
-        The text columns.
-    """
-
-    columns: tuple[str, ...]
-    text: tuple[str, ...]
-
-    def __init__(self, source: Input, wanted: Sequence[str], trained: Sequence[str] = ()) -> None:
-        self.source = source
-        self.name = source.name
-        self._wanted, self._trained = tuple(wanted), tuple(trained)
-        if source.size == 0:
-            raise self.empty()
-
-    @abstractmethod
-    def chunks(self, size: int) -> Iterator[Chunk]:
-        """Yield rows in order, at most `size` at a time."""
-
-    def part(self) -> float | None:
-        """Share of the table that has been read, None if its size is not known."""
-        return self.source.part
-
-    def stop(self) -> None:
-        """Wait for no further bytes, whoever is reading."""
-        self.source.counted.stopped = True
-
-    def empty(self) -> UserError:
-        """The error for a file without anything."""
-        return UserError(f"{self.name} is empty.")
-
-    def not_utf8(self, where: str) -> UserError:
-        """The error for other encodings."""
-        return UserError(
-            f"{self.name} is not UTF-8 ({where}). Convert it: iconv -f LATIN1 -t UTF-8 FILE "
-            "(or whatever encoding it has)."
-        )
-
-    def choose(self, columns: Sequence[str]) -> tuple[str, ...]:
-        """The text columns among the table's.
-
-        Raises
-        ------
-        UserError
-            A named one is not there, or none was named and the usual ones are not there.
-        """
-        for name in self._wanted:
-            if name not in columns:
-                raise unknown("column", name, columns)
-            if columns.count(name) > 1:
-                raise UserError(f"{self.name} has several columns {name!r}. Rename all but one.")
-        if not self._wanted and self._trained and all(columns.count(x) == 1 for x in self._trained):
-            return self._trained
-        usual = [name for name in TEXT_COLUMNS if columns.count(name) == 1]
-        if not self._wanted and not usual and len(columns) != 1:
-            raise UserError(
-                f"Which column of {self.name} holds the text? Say -t COLUMN. There are: "
-                f"{', '.join(columns)}."
-            )
-        return self._wanted or (*usual, *columns)[:1]
-
-
-class TableRows(Rows):
-    """A table whose columns are known from the beginning."""
-
-    def _chunks(self, tables: Iterator[pa.Table], size: int) -> Iterator[Chunk]:
-        table = None
-        for table in tables:
-            rows = max(1, min(size, size * WINDOW_BYTES // max(table.nbytes, WINDOW_BYTES)))
-            for start in range(0, table.num_rows, rows):
-                yield self._chunk(table.slice(start, rows))
-        if table is None:  # its columns are worth writing all the same
-            yield self._chunk(self._schema().empty_table())
-
-    @abstractmethod
-    def _schema(self) -> pa.Schema:
-        """The columns."""
-
-    def _chunk(self, table: pa.Table) -> Chunk:
-        picked = table.select([table.column_names.index(name) for name in self.text])
-        texts, _ = texts_of(picked, self.text)
-        return Chunk(texts=texts.to_pylist(), table=table)
-
-
 class CsvRows(TableRows):
-    """A text table; every cell stays the string it is."""
+    """A text table; every cell stays the string it is.
+
+    Parameters
+    ----------
+    separator
+        Of the columns; a first line ``sep=;`` comes before it unless it was `given`.
+    options
+        How the table is written, as adapt.py has them.
+    """
 
     def __init__(
-        self, source: Input, wanted: Sequence[str], separator: str, trained: Sequence[str] = ()
+        self,
+        source: Input,
+        wanted: Sequence[str],
+        trained: Sequence[str] = (),
+        *,
+        separator: str,
+        options: ReadOptions,
     ) -> None:
         super().__init__(source, wanted, trained)
-        self._separator = separator
-        with self._explained():
+        self._options = options
+        self._head = peeked(source).removeprefix(_BOM.encode())
+        declared = declared_separator(self._head)
+        self._separator = options.sep or declared or separator
+        self._skipped = options.header_row - 1 if options.header_row else int(declared is not None)
+        self._broken: InvalidRow | None = None
+        with explained(self, "a table"):
             self._reader = self._open()
         source.opened.callback(self._reader.close)  # it reads ahead: before the file is closed
         try:
@@ -178,7 +82,17 @@ class CsvRows(TableRows):
                 f"{self.name} has one column, {self.columns[0]!r}. If {found[0]!r} separates its "
                 f"columns, say --sep {found[0]!r}; else name it with -t."
             )
-        self.text = self.choose(self.columns)
+        try:
+            self.text = self.choose(self.columns)
+        except UserError as error:
+            raise UserError(f"{error.message} {self._hint()}") from error
+
+    def _hint(self) -> str:
+        """Say which of the first lines seems to be the header."""
+        options = dataclasses.replace(self._options, sep=self._separator)
+        rows = dialect_of(self._head, options, ()).rows
+        names = self._wanted or self._trained or TEXT_COLUMNS
+        return header_hint(rows, min(rows, default=1), names)
 
     def _schema(self) -> pa.Schema:
         return self._reader.schema
@@ -189,12 +103,41 @@ class CsvRows(TableRows):
 
         return csv.open_csv(
             self.source.stream,
-            read_options=csv.ReadOptions(block_size=BLOCK),
-            parse_options=csv.ParseOptions(delimiter=self._separator, newlines_in_values=True),
+            read_options=csv.ReadOptions(block_size=BLOCK, skip_rows=self._skipped),
+            parse_options=csv.ParseOptions(
+                delimiter=self._separator,
+                newlines_in_values=True,
+                invalid_row_handler=self._remember,
+            ),
             convert_options=csv.ConvertOptions(
                 default_column_type=pa.large_string(), strings_can_be_null=False
             ),
         )
+
+    def _remember(self, row: InvalidRow) -> str:
+        self._broken = self._broken or row
+        return "error"
+
+    def place(self) -> str:
+        """The line of a row of another width than the header, and the line of a likelier one."""
+        if self._broken is None:
+            return ""
+        line = self._line_of(self._broken.text)
+        return " ".join(filter(None, (f"line {line:,}:" if line else "", self._hint()))) + " "
+
+    def _line_of(self, row: str) -> int | None:
+        """Where a row begins in a file that can be read once more."""
+        if self.source.size is None:
+            return None
+        lines = [line.encode() for line in row.splitlines()]
+        with open_input(self.source.path) as again:
+            stream = as_utf8(again, self._options.encoding).stream
+            window: deque[bytes] = deque(maxlen=len(lines))
+            for number, line in enumerate(stream, 1):
+                window.append(line.rstrip(b"\r\n"))
+                if window[0] == lines[0] and list(window) == lines:
+                    return number - len(lines) + 1
+        return None
 
     def chunks(self, size: int) -> Iterator[Chunk]:
         """Yield rows in order, at most `size` at a time."""
@@ -204,15 +147,12 @@ class CsvRows(TableRows):
         import pyarrow as pa
 
         while True:
-            with self._explained():
+            with explained(self, "a table"):
                 try:
                     batch = self._reader.read_next_batch()
                 except StopIteration:
                     return
             yield pa.Table.from_batches([batch])
-
-    def _explained(self) -> AbstractContextManager[None]:
-        return explained(self, "a table")
 
 
 class ParquetRows(TableRows):
@@ -292,10 +232,15 @@ class JsonRows(Rows):
     def _read(self) -> Iterator[JsonRow]:
         number = 0
         with explained(self, "JSON lines"):
-            for number, raw in enumerate(self.source.stream, 1):
+            for number, raw in enumerate(iter(self._line, b""), 1):
+                if len(raw) == LINE:
+                    raise self._no_object(number, f"has more than {LINE >> 20} MB")
                 line = self._decoded(raw, number).strip()
                 if line:
                     yield number, line, self._parsed(line, number)
+
+    def _line(self) -> bytes:
+        return self.source.stream.readline(LINE)
 
     def _decoded(self, raw: bytes, number: int) -> str:
         try:
@@ -357,32 +302,13 @@ def _string(value: Any) -> str | None:
 
 
 @contextmanager
-def explained(rows: Rows, kind: str) -> Iterator[None]:
-    """Turn the ways in which a damaged file fails into the user's error."""
-    import pyarrow as pa
-
-    try:
-        yield
-    except (pa.ArrowException, OSError, EOFError, zlib.error) as error:
-        reason = str(error).splitlines()[0].rstrip(".")
-        if "Empty CSV" in reason:
-            raise rows.empty() from error
-        if "invalid UTF8" in reason:
-            where = re.search(r"Row #\d+", reason)
-            raise rows.not_utf8(where[0].lower() if where else "somewhere") from error
-        if "straddling" in reason:
-            reason = f"a row is longer than {BLOCK >> 20} MB, or a quote is never closed"
-        raise UserError(f"{rows.name} cannot be read as {kind}: {reason}.") from error
-
-
-@contextmanager
 def open_rows(
     path: Path | None,
     kind: str,
     *,
     text: Sequence[str] = (),
     trained: Sequence[str] = (),
-    separator: str | None = None,
+    options: ReadOptions | None = None,
 ) -> Iterator[Rows]:
     """Open a table.
 
@@ -396,18 +322,25 @@ def open_rows(
         Text columns; several are joined as adapt.py joins them. Empty for the usual ones.
     trained
         The columns that the model learned from: the usual ones where the table has them all.
-    separator
-        Of the columns of a text table.
+    options
+        The separator, encoding and line of the header of a text table.
 
     Raises
     ------
     UserError
         It cannot be read, or has no such column.
     """
+    options = options or ReadOptions()
+    if kind not in SEPARATORS and options.header_row:
+        raise UserError(f"--header-row is for csv and tsv files; this is {kind}.")
+    if kind == "parquet" and options.encoding:
+        raise UserError("--encoding is for text files; this is parquet.")
     with open_input(path) as source:
         if kind == "parquet":
             yield ParquetRows(source, text, trained)
-        elif kind == "jsonl":
+            return
+        source = as_utf8(source, options.encoding)
+        if kind == "jsonl":
             yield JsonRows(source, text, trained)
         else:
-            yield CsvRows(source, text, separator or SEPARATORS[kind], trained)
+            yield CsvRows(source, text, trained, separator=SEPARATORS[kind], options=options)

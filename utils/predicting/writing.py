@@ -9,7 +9,8 @@ from typing import IO, TYPE_CHECKING, Any
 
 from utils.errors import UserError
 from utils.predicting.answers import Answers
-from utils.predicting.reading import SEPARATORS, Chunk
+from utils.predicting.formats import SEPARATORS
+from utils.predicting.rows import Chunk
 
 if TYPE_CHECKING:
     import pyarrow as pa
