@@ -13,7 +13,7 @@ import click
 from models import MODELS
 from utils import cli
 from utils.errors import UserError
-from utils.paths import Layout
+from utils.paths import Layout, given_path
 from utils.predicting import RUNTIMES
 from utils.predicting.formats import FORMATS, GZIP, format_of, open_output
 
@@ -64,13 +64,15 @@ def predict(layout: Layout, model: str, dataset: str, file: Path, options: dict[
 
     read = input_format(file, options["input_format"])
     target, kind = destination(file, options["output"], options["format"], read)
+    if target:
+        target = given_path(target)
     wanted = AnswerOptions(
         column=options["column"], min_confidence=options["min_confidence"], top=options["top"]
     )
     written = ReadOptions(
         sep=options["sep"], encoding=options["encoding"], header_row=options["header_row"]
     )
-    path, text = None if file == STANDARD else file, options["text"] or ()
+    path, text = None if file == STANDARD else given_path(file), options["text"] or ()
     trained = text_columns(layout, model, dataset, options["time"])
     runner = Runner(
         f"{model}_{dataset}",

@@ -49,9 +49,9 @@ class CsvRows(TableRows):
     Parameters
     ----------
     separator
-        Of the columns; a first line ``sep=;`` comes before it unless it was `given`.
+        Of the columns, where neither `options` nor a first line ``sep=;`` say otherwise.
     options
-        How the table is written, as adapt.py has them.
+        How the table is written.
     """
 
     def __init__(
