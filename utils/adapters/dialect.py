@@ -20,7 +20,11 @@ CERTAIN, POSSIBLE = 2, 1
 _SNIFFED = 1 << 18
 _SAMPLE_ROWS = 50
 _NAMED_SEPARATORS = {"tab": "\t", "\\t": "\t", "comma": ",", "semicolon": ";", "pipe": "|"}
-_DECLARED = re.compile(rb'"?sep=([^\r\n]|\\t)"?[ \t]*(?:\r\n|\r|\n)', re.IGNORECASE)
+_DECLARED = re.compile(
+    rb'"?sep=(\\t|[^\r\n"\x80-\xff]|[\xc2-\xf4][\x80-\xbf]{1,3})"?[ \t]*(?:\r\n|\r|\n)',
+    re.IGNORECASE,
+)
+_NO_TEXT = b"\xff"  # UTF-8 has no such byte
 _LINE_END = re.compile(rb"\r\n|\r|\n")
 
 
@@ -152,5 +156,5 @@ def escape_signs(data: bytes, sep: str, quote: str) -> int:
 def without_escapes(data: bytes, quote: str) -> bytes:
     """Double the quotes that have a backslash before them; a doubled backslash is one."""
     mark = quote.encode()
-    kinds = re.compile(rb"\\([\\\n" + re.escape(mark) + rb"])")
-    return kinds.sub(lambda found: mark * 2 if found[1] == mark else found[1], data)
+    data = data.replace(b"\\\\", _NO_TEXT).replace(b"\\" + mark, mark * 2)
+    return data.replace(b"\\\n", b"\n").replace(_NO_TEXT, b"\\")
