@@ -12,6 +12,7 @@ import click
 
 from models import MODELS
 from utils import cli
+from utils.adapters.dialect import separator
 from utils.errors import UserError
 from utils.paths import Layout, given_path
 from utils.predicting import RUNTIMES
@@ -174,8 +175,10 @@ def main(file: Path, verbose: bool, cpu: bool, **values: Any) -> None:
     cli.start_logging(verbose)
     if cpu:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # read when torch is imported: not before here
-    if values["sep"] and len(values["sep"].encode()) != 1:
-        raise UserError(f"--sep {values['sep']!r} is not one ASCII character.")
+    if values["sep"]:
+        values["sep"] = separator(values["sep"])
+        if len(values["sep"].encode()) != 1:
+            raise UserError(f"--sep {values['sep']!r} is not one ASCII character.")
     if any("\ud800" <= letter <= "\udfff" for letter in values["column"]):
         raise UserError(f"--column {values['column']!r} has characters that cannot be encoded.")
     layout, (model, dataset, values["time"]) = cli.opened(values, MODELS)

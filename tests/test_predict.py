@@ -613,3 +613,34 @@ def test_a_column_that_holds_separators_is_not_taken_for_the_text(
     refused(run(table), "say --sep ';'")
     assert not table.with_stem("semi.predictions").exists()
     refused(run(table, "--sep", "|"), "say --sep ';'")
+
+
+# -- how the input is written -------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("model")
+def test_options_reach_the_reader(tmp_path: Path) -> None:
+    path, out = tmp_path / "t.csv", tmp_path / "o.jsonl"
+    path.write_bytes("Bericht für 2026\ntext,b\nKäse,1\nÖl,2\n".encode("cp1252"))
+    refused(run(path), "t.csv")
+    ran(path, "-o", out, "--encoding", "cp1252", "--header-row", "2")
+    rows = [json.loads(line) for line in out.read_text("utf-8").splitlines()]
+    assert [row["text"] for row in rows] == ["Käse", "Öl"]
+
+
+@pytest.mark.usefixtures("model")
+def test_a_name_that_no_file_can_have_is_one_line(tmp_path: Path) -> None:
+    long = "x" * 300
+    (tmp_path / "t.csv").write_text("text\na\n")
+    (tmp_path / f"{'y' * 250}.csv").write_text("text\na\n")
+    refused(run(tmp_path / f"{long}.csv"), "File name too long")
+    refused(run(tmp_path / "t.csv", "-o", tmp_path / f"{long}.csv"), "File name too long")
+    refused(run(tmp_path / f"{'y' * 250}.csv"), "File name too long")
+
+
+@pytest.mark.usefixtures("model")
+@pytest.mark.parametrize("sep", ["tab", "\\t", "\t"])
+def test_a_tab_can_be_named(sep: str, tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("text\tb\na, b\t1\n", "utf-16")
+    ran(tmp_path / "t.csv", "-o", tmp_path / "o.jsonl", "--sep", sep)
+    assert read(tmp_path / "o.jsonl")[0]["text"] == "a, b"

@@ -64,9 +64,10 @@ def dialect_of(data: bytes, options: ReadOptions, hints: Sequence[str]) -> Diale
     skipped = options.header_row - 1 if options.header_row else int(declared is not None)
     head = data[start_of_line(data, skipped) :][:_SNIFFED].decode("utf-8", "replace")
     whole = len(data) <= _SNIFFED
-    separators = [_given(options)] if options.sep is not None else SEPARATORS
-    if options.sep is None and declared:
-        separators = [declared]
+    if options.sep is not None:
+        separators: Sequence[str] = [separator(options.sep, options.quote)]
+    else:
+        separators = [declared] if declared else SEPARATORS
     samples = {sep: _sample(head, whole, sep, options.quote, skipped) for sep in separators}
     names = hints if options.header else ()
     sep = max(samples, key=lambda one: _fit(samples[one], names))
@@ -92,10 +93,17 @@ def start_of_line(data: bytes, number: int) -> int:
     return start
 
 
-def _given(options: ReadOptions) -> str:
-    sep = _NAMED_SEPARATORS.get(options.sep or "", options.sep or "")
-    if not sep or sep in ("\n", "\r", options.quote):
-        raise UserError(f"--sep {options.sep!r} cannot separate columns.")
+def separator(given: str, quote: str = '"') -> str:
+    """The separator that an option names: itself, or a word such as ``tab``.
+
+    Raises
+    ------
+    UserError
+        It cannot be one.
+    """
+    sep = _NAMED_SEPARATORS.get(given, given)
+    if not sep or sep in ("\n", "\r", quote):
+        raise UserError(f"--sep {given!r} cannot separate columns.")
     return sep
 
 
