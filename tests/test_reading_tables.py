@@ -557,3 +557,18 @@ def test_too_little_memory_is_one_line(tmp_path: Path, monkeypatch: pytest.Monke
     refused = flat(tmp_path / "d.csv", "d", "-t", "t", "-c", "c")
     assert refused.exit_code == 1
     assert refused.output.startswith("Error: The input needs more memory than there is")
+
+
+def test_lines_of_a_page_can_be_read_by_a_pattern(layout: Layout, tmp_path: Path) -> None:
+    rows = "".join(f"<i c='{'AB'[i % 2]}'>text {i}</i>\n" for i in range(10))
+    (tmp_path / "p.xml").write_text(f"<?xml version='1.0'?>\n{rows}")
+    pattern = "<i c='(?P<c>.)'>(?P<t>.*)</i>"
+    result = flat(tmp_path / "p.xml", "d", "-t", "t", "-c", "c", "--lines", pattern)
+    assert result.exit_code == 0, result.output
+    assert report_of(layout)["rows"]["kept"] == 10
+
+
+@pytest.mark.parametrize("first", ["ORC", "Rar!", "Obj", "7z"])
+def test_a_header_that_looks_like_a_signature_is_one(first: str, tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text(f"{first},t,c\nx,a,A\n")
+    assert rows(read(tmp_path / "t.csv")) == [("a", "A")]

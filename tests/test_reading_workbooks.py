@@ -284,7 +284,7 @@ def test_other_documents_are_named_with_what_to_do(case: str, tmp_path: Path) ->
     name, contents, words = DOCUMENTS[case]
     (tmp_path / name).write_bytes(contents)
     with pytest.raises(UserError) as caught:
-        open_source(tmp_path / name)
+        open_reader(open_source(tmp_path / name), ReadOptions(), ())
     assert words in caught.value.message
     assert "not CSV" not in caught.value.message
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from utils.adapters.dialect import CERTAIN, STAND_IN, dialect_of, escape_signs, without_escapes
 from utils.adapters.headers import header_hint, repeated_note, without_headers
+from utils.adapters.kinds import refuse_page
 from utils.adapters.reading import (
     SHOWN_LINES,
     Batch,
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from pyarrow.csv import InvalidRow
 
 _BLOCK = 1 << 22
+_PAGE_HEAD = 1 << 10
 _MANY_LINES = 500
 _MANY_BROKEN = 20
 
@@ -37,6 +39,7 @@ class CsvReader(Reader):
         if len(options.quote.encode()) > 1:
             raise UserError(f"--quote {options.quote!r} is not one ASCII character, nor empty.")
         self._text = decode(source, options.encoding)
+        refuse_page(source.path, self._text.data[:_PAGE_HEAD])
         self._dialect = dialect_of(self._text.data, options, hints)
         first = next(iter(self._dialect.rows.values()), [])
         self.columns = tuple(first) if options.header else numbered(len(first))

@@ -26,11 +26,10 @@ _FOREIGN = {
     b"\xfd7zXZ": "an xz file. Give it the ending .xz, or unpack it.",
     b"\x28\xb5\x2f\xfd": "a Zstandard file: unpack it (zstd -d).",
     b"7z\xbc\xaf\x27\x1c": "a 7-Zip archive: unpack it and name the files to read.",
-    b"Rar!": "a RAR archive: unpack it and name the files to read.",
+    b"Rar!\x1a": "a RAR archive: unpack it and name the files to read.",
     b"SQLite format 3\x00": "a SQLite database: read it with adapt.py sql (docs/sql.md).",
     b"\x89HDF": "an HDF5 file: write its table as Parquet (pandas: to_parquet).",
     b"Obj\x01": "an Avro file: write its rows as Parquet or JSON lines.",
-    b"ORC": "an ORC file: write its table as Parquet.",
     b"\x80\x04\x95": "a pickle, which could run code: write its table as Parquet.",
     b"\x93NUMPY": "a NumPy file: write its table as Parquet or CSV.",
     b"\x89PNG": "a PNG image, not a table.",
@@ -87,7 +86,17 @@ def refuse_foreign(path: Path, kind: str, head: bytes, packed: bytes | None) -> 
         raise UserError(f"{path} is not an xlsx workbook, whatever its name says.")
     if kind == "parquet" and not head.startswith(b"PAR1"):
         raise UserError(f"{path} is not a Parquet file, whatever its name says.")
-    if kind == "csv" and _PAGE.match(head):
+
+
+def refuse_page(path: Path, head: bytes) -> None:
+    """Refuse what spreadsheet programs open as a table and is none: HTML, also named .xls.
+
+    Raises
+    ------
+    UserError
+        It begins as such a document does.
+    """
+    if _PAGE.match(head):
         raise UserError(f"{path} is an HTML or XML document, not a text table: {_RESAVE}.")
 
 

@@ -61,11 +61,16 @@ class Sheet:
         numbers = sorted(self.rows)[:HEADER_LINES]
         return {row: [shown(cell) or "" for cell in self.rows[row][1]] for row in numbers}
 
+    def anchors(self) -> dict[int, dict[int, Any]]:
+        """The values of all rows in which merged cells begin."""
+        return {top: self.values(top) for top in {area[0] for area in self.merged}}
+
     def merged_in(self, column: int) -> list[tuple[int, int, Any]]:
         """Where a column has merged cells: first row, last row and value, the lowest first."""
+        above = self.anchors()
         return sorted(
             (
-                (top, bottom, self.values(top).get(left))
+                (top, bottom, above[top].get(left))
                 for top, left, bottom, right in self.merged
                 if left <= column <= right
             ),
@@ -102,10 +107,10 @@ class WorkbookReader(Reader):
 
     def _names(self, row: int) -> list[str]:
         """Names of the columns; cells merged from above have the name that stands there."""
-        values = self._sheet.values(row)
+        values, above = self._sheet.values(row), self._sheet.anchors()
         for top, left, bottom, _ in self._sheet.merged:
-            if top < row <= bottom and left in (above := self._sheet.values(top)):
-                values[left] = above[left]
+            if top < row <= bottom and left in above[top]:
+                values[left] = above[top][left]
         return [shown(values.get(i)) or "" for i in range(1, max(values, default=0) + 1)]
 
     def hint(self, names: Sequence[str]) -> str:

@@ -119,11 +119,13 @@ class CsvRows(TableRows):
         return "error"
 
     def place(self) -> str:
-        """The line of a row of another width than the header, and the line of a likelier one."""
-        if self._broken is None:
-            return ""
-        line = self._line_of(self._broken.text)
-        return " ".join(filter(None, (f"line {line:,}:" if line else "", self._hint()))) + " "
+        """The line of a row of another width than the header."""
+        line = self._line_of(self._broken.text) if self._broken else None
+        return f"line {line:,}: " if line else ""
+
+    def advice(self) -> str:
+        """Say which line seems to be the header, if rows are of another width than it."""
+        return self._hint() if self._broken else ""
 
     def _line_of(self, row: str) -> int | None:
         """Where a row begins in a file that can be read once more."""

@@ -116,6 +116,10 @@ class Rows(ABC):
         """Where the row that could not be read stands, if that is known."""
         return ""
 
+    def advice(self) -> str:
+        """What may help where rows cannot be read."""
+        return ""
+
     def choose(self, columns: Sequence[str]) -> tuple[str, ...]:
         """The text columns among the table's.
 
@@ -179,5 +183,6 @@ def explained(rows: Rows, kind: str) -> Iterator[None]:
         if "straddling" in reason:
             reason = f"a row is longer than {BLOCK >> 20} MB, or a quote is never closed"
         shown = reason[:_SHOWN] + ("…" if len(reason) > _SHOWN else "")
-        place = rows.place()
-        raise UserError(f"{rows.name} cannot be read as {kind}: {place}{shown}.") from error
+        raise UserError(
+            f"{rows.name} cannot be read as {kind}: {rows.place()}{shown}. {rows.advice()}"
+        ) from error
