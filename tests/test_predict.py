@@ -644,3 +644,10 @@ def test_a_tab_can_be_named(sep: str, tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("text\tb\na, b\t1\n", "utf-16")
     ran(tmp_path / "t.csv", "-o", tmp_path / "o.jsonl", "--sep", sep)
     assert read(tmp_path / "o.jsonl")[0]["text"] == "a, b"
+
+
+@pytest.mark.usefixtures("model")
+@pytest.mark.parametrize("name", ["t.xlsx", "t.XLS", "t.ods"])
+def test_workbooks_are_named_with_what_to_do(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(b"PK")
+    refused(run(tmp_path / name), "is a workbook: save its sheet as CSV")

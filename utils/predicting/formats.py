@@ -23,6 +23,7 @@ ENDINGS = {
     ".csv": "csv", ".tsv": "tsv", ".tab": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl",
     ".json": "jsonl", ".parquet": "parquet", ".pq": "parquet",
 }  # fmt: skip
+WORKBOOKS = (".xlsx", ".xlsm", ".xlsb", ".xls", ".ods")
 SEPARATORS = {"csv": ",", "tsv": "\t"}
 GZIP = ".gz"
 BUFFER = 1 << 20
@@ -44,6 +45,8 @@ def format_of(path: Path, option: str) -> str:
     """
     ending = Path(path.stem).suffix if path.suffix.lower() == GZIP else path.suffix
     found = ENDINGS.get(ending.lower())
+    if ending.lower() in WORKBOOKS:
+        raise UserError(f"{path} is a workbook: save its sheet as CSV, which is read and written.")
     if found is None:
         raise UserError(
             f"The ending {ending!r} of {path} is not known. Known: {', '.join(ENDINGS)}, also with "
