@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from utils.adapters.columns import UNIT, encoded, is_list, joined_columns, joined_lists, strings
 from utils.errors import UserError
+from utils.names import tidy_name
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -201,14 +202,11 @@ def _checked_width(places: NDArray[Any], limit: int | None, options: LabelOption
 
 
 def tidied(words: pa.Array) -> pa.Array:
-    """Names in one spelling: NFC, control characters and runs of white space to one space."""
+    """Names as `tidy_name` writes them."""
     import pyarrow as pa
-    import pyarrow.compute as pc
 
-    clean = pc.utf8_normalize(words, "NFC")
-    clean = pc.replace_substring_regex(clean, r"[\x00-\x1f\x7f\x{0080}-\x{009f}]+", " ")
-    pieces = pc.utf8_split_whitespace(pc.utf8_trim_whitespace(clean))
-    return pc.binary_join(pieces, pa.scalar(" ", pa.large_string()))
+    names = (None if word is None else tidy_name(word) for word in words.to_pylist())
+    return pa.array(names, pa.large_string())
 
 
 def _clean_names(words: pa.Array, drop: str | None) -> tuple[list[str], NDArray[np.int64]]:
