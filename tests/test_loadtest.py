@@ -70,7 +70,7 @@ class Client:
 
 def status_of(body: bytes) -> int:
     try:
-        text_of(decode_body(body, None, ""))
+        text_of(decode_body(body))
     except Refusal as refusal:
         return refusal.status
     return 200
@@ -92,8 +92,8 @@ def test_it_asks_what_the_service_answers(
         user.classify()
         user.predict()
     assert user.client.judged == [right] * 100
-    apis = {path for path, routes in document("A", "1", ("B",), 9, True)["paths"].items()
-            if "post" in routes}  # fmt: skip
+    served = document("A", "1", ("B",), 9, secured=True, monitored=True)
+    apis = {path for path, routes in served["paths"].items() if "post" in routes}
     assert user.client.paths == {"/classify", "/predict"} <= apis
     assert user.wait_time() == 0.25
 

@@ -258,7 +258,7 @@ def test_the_charset_of_the_content_type_counts(service: Any, charset: str, stat
 
 
 def test_a_byte_order_mark_is_no_part_of_the_body() -> None:
-    assert text_of(decode_body(b"\xef\xbb\xbf" + document("a"), None, "")) == "a"
+    assert text_of(decode_body(b"\xef\xbb\xbf" + document("a"))) == "a"
 
 
 @pytest.mark.usefixtures("toy")  # BentoML is imported without its warnings

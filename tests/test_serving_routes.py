@@ -11,7 +11,7 @@ import pytest
 
 from utils.errors import UserError
 from utils.paths import PROJECT_ROOT
-from utils.serving_feedback import feedback_of
+from utils.serving_feedback import KnownPaths, feedback_of
 from utils.serving_text import MAX_CHARACTERS, Refusal
 
 pytest.importorskip("ktt_bentoml_compat", reason="pip install ./packages/bentoml-py311")
@@ -116,9 +116,9 @@ def test_the_nearest_of_thousands_of_classes_is_found_without_comparing_all(
     monkeypatch.setattr(difflib, "get_close_matches", counted)
     paths = {(f"Shelf {i % 7}", f"Article number {i:05}") for i in range(5000)}
     paths.add(("Shelf 3", "Garden hose"))
-    body = json.dumps({"request_id": ID, "path": ["Shelf 3", "Gardn hose"]}).encode()
+    body = json.dumps({"request_id": ID, "path": ["Shelf 3", "Gardn hose"]})
     with pytest.raises(Refusal, match="Shelf 3 > Garden hose"):
-        feedback_of(body, paths)
+        feedback_of(body, KnownPaths(paths))
     assert len(compared) <= 50
 
 
@@ -225,10 +225,14 @@ def test_the_length_of_texts_can_be_limited(monkeypatch: pytest.MonkeyPatch) -> 
             max_characters()
 
 
-def test_the_document_describes_what_is_there() -> None:
+def described(*, secured: bool = True, monitored: bool = True) -> dict[str, Any]:
     from utils.serving_openapi import document
 
-    found = document("Name", "1", ("Home", "Rugs"), 500, True)
+    return document("Name", "1", ("Home", "Rugs"), 500, secured=secured, monitored=monitored)
+
+
+def test_the_document_describes_what_is_there() -> None:
+    found = described()
     assert found["openapi"].startswith("3.")
     assert {"/predict", "/classify", "/feedback"} <= set(found["paths"])
     for path in ("/predict", "/classify", "/feedback"):
@@ -237,21 +241,29 @@ def test_the_document_describes_what_is_there() -> None:
         assert {"400", "401", "405", "413"} <= set(post["responses"])
         good = post["responses"]["202" if path == "/feedback" else "200"]
         assert "example" in good["content"]["application/json"]
+    assert found["components"]["schemas"]["Text"]["properties"]["text"]["maxLength"] == 500
+
+
+@pytest.mark.parametrize("monitored", [True, False])
+@pytest.mark.parametrize("secured", [True, False])
+def test_the_document_offers_nothing_that_is_not_there(secured: bool, monitored: bool) -> None:
+    found = described(secured=secured, monitored=monitored)
     text = json.dumps(found)
+    assert ("feedback" in text.lower()) is monitored
+    assert ("security" in text) is secured
+    assert ("401" in text) is secured
     for name in found["components"]["schemas"]:
         assert f"#/components/schemas/{name}" in text
-    assert found["components"]["schemas"]["Text"]["properties"]["text"]["maxLength"] == 500
-    assert document("Name", "1", ("A",), 5, False)["paths"]["/predict"]["post"]["security"][0] == {}
+    for used in re.findall("#/components/schemas/([A-Za-z]+)", text):
+        assert used in found["components"]["schemas"]
 
 
 def test_page_and_document_tell_of_the_same_refusals() -> None:
-    from utils.serving_openapi import document
-
     page = (PROJECT_ROOT / "docs" / "service.md").read_text(encoding="utf-8")
-    paths = document("Name", "1", ("Home", "Rugs"), 500, True)["paths"]
-    posts = [path["post"]["responses"] for path in paths.values() if "post" in path]
+    posts = [path["post"]["responses"] for path in described()["paths"].values() if "post" in path]
     said = {status for responses in posts for status in responses if status.startswith("4")}
-    assert set(re.findall(r"(?m)\| (4\d\d) \|$", page)) == said
+    # nobody is offered what is refused with 404
+    assert set(re.findall(r"(?m)\| (4\d\d) \|$", page)) - {"404"} == said
 
 
 def test_the_page_loads_nothing_from_elsewhere() -> None:
@@ -262,8 +274,9 @@ def test_the_page_loads_nothing_from_elsewhere() -> None:
     app = Flask("test", static_folder=None)
     for endpoint, rule in (("docs", "/docs.json"), ("swagger", "/docs"), ("index", "/")):
         app.add_url_rule(rule, endpoint, lambda: "as released")
-    add_docs(app, {"openapi": "3.0.3"})
+    add_docs(app, {"info": {"title": "<b> on shop"}})
     reply = app.test_client().get("/docs")
+    assert "<title>&lt;b&gt; on shop</title>" in reply.text
     assert "//" not in reply.text
     assert reply.headers["Content-Security-Policy"].startswith("default-src 'self'")
-    assert app.test_client().get("/docs.json").get_json() == {"openapi": "3.0.3"}
+    assert app.test_client().get("/docs.json").get_json() == {"info": {"title": "<b> on shop"}}

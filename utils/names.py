@@ -8,6 +8,8 @@ from __future__ import annotations
 import re
 import unicodedata
 
+from utils.normalise import normalise
+
 # Characters without a shape of their own: Unicode's Default_Ignorable_Code_Point and the other
 # format characters, control characters that are no white space, and variation selectors.
 # Not here are the joiners (below), Mongolian's selectors and Hangul's fillers where a letter
@@ -64,7 +66,7 @@ def visible(text: str) -> str:
 
 
 def _composed(text: str) -> str:
-    return unicodedata.normalize("NFC", text)
+    return normalise("NFC", text)
 
 
 def _needed_joiner(match: re.Match[str]) -> str:

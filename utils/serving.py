@@ -54,7 +54,9 @@ class TextInput(JsonInput):
         headers = req.headers
         try:
             check_token(headers.get("Authorization"))
-            task.data = decode_body(req.body, headers.charset, headers.content_encoding)
+            task.data = decode_body(
+                req.body, headers.get("Content-Type"), headers.get("Content-Encoding")
+            )
         except Refusal as refusal:
             return _discard(task, refusal)
         return task
@@ -168,7 +170,7 @@ class TextClassifierService(bentoml.BentoService):
 
     def _extend(self, app: Flask) -> None:
         from utils import serving_openapi, serving_routes
-        from utils.serving_watch import Watch
+        from utils.serving_watch import Watch, title_of
 
         limit = max_characters()
         classifier = self.artifacts.classifier
@@ -181,9 +183,15 @@ class TextClassifierService(bentoml.BentoService):
         offer = watch.reporter.offer_feedback if watch.reporter else None
         serving_routes.add_feedback(app, watch.paths, offer)
         example = max(sorted(watch.paths), key=len, default=("Above", "Below"))
-        serving_routes.add_docs(
-            app, serving_openapi.document(self.name, self.version, example, limit, has_token())
+        document = serving_openapi.document(
+            title_of(classifier) or self.name,
+            self.version,
+            example,
+            limit,
+            secured=has_token(),
+            monitored=offer is not None,
         )
+        serving_routes.add_docs(app, document)
         gc.collect()
         gc.freeze()  # all this stays: looking through it again would hold up requests
 

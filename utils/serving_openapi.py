@@ -16,23 +16,28 @@ _REFUSALS = {
     405: "Another method than POST.",
     408: "The end of the body did not come within a minute.",
     413: "The text or the body is too large.",
-    415: "The charset of the Content-Type is not known.",
+    415: "The body is in another character set, or packed in another way, than is read.",
     429: "More requests wait than can be answered in time.",
 }
 _ID = {"type": "string", "pattern": "^[0-9a-f]{32}$", "example": "0f" * 16}
 _NAMES = {"type": "array", "items": {"type": "string"}, "minItems": 1}
 _CONFIDENCE = {"type": "number", "minimum": 0, "maximum": 1}
-_SECURITY: list[Document] = [{}, {"token": []}]
 
 
 def document(
-    name: str, version: str, path: Sequence[str], characters: int, secured: bool
+    title: str,
+    version: str,
+    path: Sequence[str],
+    characters: int,
+    *,
+    secured: bool,
+    monitored: bool,
 ) -> Document:
     """Describe a service.
 
     Parameters
     ----------
-    name, version
+    title, version
         Of the service.
     path
         One of its tree, for the examples.
@@ -40,8 +45,10 @@ def document(
         That a text may have.
     secured
         Whether it has a token.
+    monitored
+        Whether anybody collects feedback.
     """
-    paths = {
+    posts = {
         "/predict": _operation(
             "The names of the path's classes, root first, newline-separated.",
             "Text", "Path as one string", {"type": "string"}, "\n".join(path),
@@ -50,28 +57,39 @@ def document(
             "The path with its calibrated confidence, level by level, and the best others.",
             "Text", "Answer", _ref("Answer"), _answer(path),
         ),
-        "/feedback": _operation(
-            "Send the true path of an answered text, or of several: it goes to the monitor.",
-            "Feedback", "Accepted", _ref("Accepted"), {"accepted": 1}, status=202,
-        ),
     }  # fmt: skip
-    for operation in paths.values():
-        operation["post"]["security"] = [{"token": []}] if secured else _SECURITY
-    del paths["/feedback"]["post"]["responses"]["429"]
-    paths["/feedback"]["post"]["responses"]["404"] = _line("The service has no monitor.")
-    return {
+    schemas = _schemas(path, characters)
+    if monitored:
+        posts["/feedback"] = _feedback()
+    else:
+        del schemas["Feedback"], schemas["Accepted"]
+    found: Document = {
         "openapi": "3.0.3",
         "info": {
-            "title": name,
+            "title": title,
             "version": version,
             "description": "Answers texts with paths of classes. A refusal is one line of text.",
         },
-        "paths": paths | _infrastructure(),
-        "components": {
-            "schemas": _schemas(path, characters),
-            "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
-        },
+        "paths": posts | _infrastructure(),
+        "components": {"schemas": schemas},
     }
+    if secured:
+        found["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
+    for operation in (path["post"] for path in posts.values()):
+        if secured:
+            operation["security"] = [{"token": []}]
+        else:
+            del operation["responses"]["401"]
+    return found
+
+
+def _feedback() -> Document:
+    found = _operation(
+        "Send the true path of an answered text, or of several: it goes to the monitor.",
+        "Feedback", "Accepted", _ref("Accepted"), {"accepted": 1}, status=202,
+    )  # fmt: skip
+    del found["post"]["responses"]["429"]
+    return found
 
 
 def _ref(name: str) -> Document:
@@ -90,9 +108,7 @@ def _operation(
         "content": {"application/json": {"schema": schema, "example": example}},
     }
     if status == 200:
-        answer["headers"] = {
-            "X-Request-Id": {"schema": _ID, "description": "Names the answer, for /feedback."}
-        }
+        answer["headers"] = {"X-Request-Id": {"schema": _ID, "description": "Names the answer."}}
     responses = {str(status): answer} | {str(k): _line(v) for k, v in _REFUSALS.items()}
     content = {"application/json": {"schema": _ref(body)}}
     return {

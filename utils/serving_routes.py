@@ -4,36 +4,53 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import html
 from collections.abc import Callable, Collection
 from typing import Any
 
 from flask import Flask, Response, jsonify, request
-from werkzeug.exceptions import HTTPException
+from werkzeug.exceptions import HTTPException, NotFound
 
 from utils.serving_access import check_token
-from utils.serving_feedback import Path, feedback_of
+from utils.serving_feedback import MAX_BYTES, KnownPaths, Path, feedback_of
 from utils.serving_log import log_failure
-from utils.serving_text import Refusal, unpacked
+from utils.serving_text import Refusal, decode_body
 
 _SCRIPT = "SwaggerUIBundle({url: 'docs.json', dom_id: '#page', validatorUrl: null})"
-_DOCS = f"""<!DOCTYPE html>
+_STYLE = """
+  .swagger-ui .opblock-summary-path { flex: none; max-width: 100%; word-break: normal; }
+  @media (max-width: 640px) {
+    .swagger-ui .opblock .opblock-summary { flex-wrap: wrap; }
+    .swagger-ui .opblock .opblock-summary-description { flex-basis: 100%; padding: 0.5em 0; }
+  }"""
+_DOCS = """<!DOCTYPE html>
 <html lang="en">
 <head>
   <meta charset="utf-8">
-  <title>Text classification</title>
+  <meta name="viewport" content="width=device-width, initial-scale=1">
+  <title>{title}</title>
+  <link rel="icon" href="data:,">
   <link rel="stylesheet" href="static_content/swagger-ui.css">
+  <style>{style}</style>
 </head>
 <body>
   <div id="page"></div>
   <script src="static_content/swagger-ui-bundle.js"></script>
-  <script>{_SCRIPT}</script>
+  <script>{script}</script>
 </body>
 </html>
 """
-_SCRIPT_HASH = base64.b64encode(hashlib.sha256(_SCRIPT.encode()).digest()).decode()
+
+
+def _hash_of(script: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
+
+
+# React tries out whether an attribute with the code "return;" becomes an event's handler.
 _POLICY = (
-    f"default-src 'self'; script-src 'self' 'sha256-{_SCRIPT_HASH}'; "
-    "style-src 'self' 'unsafe-inline'; img-src 'self' data:; frame-ancestors 'none'"
+    f"default-src 'self'; script-src 'self' {_hash_of(_SCRIPT)} 'unsafe-hashes' "
+    f"{_hash_of('return;')}; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
+    "frame-ancestors 'none'"
 )
 
 
@@ -45,8 +62,19 @@ def line(text: str, status: int = 200, headers: dict[str, str] | None = None) ->
 def add_refusals(app: Flask) -> None:
     """Refuse with one line of plain text, never with a page or a stack trace."""
     app.url_map.merge_slashes = False
+    app.before_request(_refuse_two_slashes)
     app.register_error_handler(HTTPException, _refused)
     app.register_error_handler(Exception, _failed)
+
+
+def _refuse_two_slashes() -> None:
+    """Refuse ``//predict``, which Flask takes for ``/predict``, but the proxy for another route.
+
+    It would be answered past the batches and their metrics.
+    """
+    environ = request.environ  # some servers have taken the first slash from PATH_INFO
+    if any(environ.get(name, "").startswith("//") for name in ("PATH_INFO", "RAW_URI")):
+        raise NotFound
 
 
 def _refused(error: HTTPException) -> Response:
@@ -63,9 +91,12 @@ def _failed(error: Exception) -> Response:
 def add_docs(app: Flask, document: dict[str, Any]) -> None:
     """Put this document, and a page of it without anything foreign, in place of BentoML's."""
 
+    title = html.escape(document["info"]["title"])
+    text = _DOCS.format(title=title, style=_STYLE, script=_SCRIPT)
+
     def page() -> Response:
         headers = {"Content-Security-Policy": _POLICY, "X-Content-Type-Options": "nosniff"}
-        return Response(_DOCS, 200, headers, mimetype="text/html")
+        return Response(text, 200, headers, mimetype="text/html")
 
     app.view_functions["docs"] = lambda: jsonify(document)
     app.view_functions["swagger"] = page
@@ -105,13 +136,16 @@ def add_feedback(
         Takes an answer's id and its true path; None where nobody collects them.
     """
 
+    known = KnownPaths(paths)
+
     def feedback() -> Response:
         try:
             check_token(request.headers.get("Authorization"))
-            encoding = request.headers.get("Content-Encoding", "").strip().lower()
             if offer is None:
                 raise Refusal(404, "This service has no monitor, so feedback has no use.")
-            entries = feedback_of(unpacked(request.get_data(), encoding), paths)
+            headers = (request.headers.get("Content-Type"), request.headers.get("Content-Encoding"))
+            document = decode_body(request.get_data(), *headers, limit=MAX_BYTES)
+            entries = feedback_of(document, known)
         except Refusal as refusal:
             return line(str(refusal), refusal.status, refusal.headers)
         for name, path in entries:

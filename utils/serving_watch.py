@@ -76,3 +76,13 @@ def info_of(classifier: Any) -> dict[str, str]:
         "quantization": (manifest.get("quantization") or {}).get("type", "none"),
     }
     return {key: str(getattr(service, key, value) or UNKNOWN) for key, value in said.items()}
+
+
+def title_of(classifier: Any) -> str | None:
+    """What is served, for people."""
+    info = info_of(classifier)
+    return (
+        None
+        if UNKNOWN in (info["model"], info["dataset"])
+        else "{model} on {dataset}".format(**info)
+    )

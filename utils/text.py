@@ -14,7 +14,12 @@ from itertools import count
 import numpy as np
 from numpy.typing import NDArray
 
+from utils.normalise import character_ranges, normalise
+
 NO_STEMMER = "none"
+LONGEST_STEMMED = 200
+"""Characters of a word; longer ones are their own stem. Several stemmers are quadratic in a word's
+length: Tamil's takes a second for 60,000 characters, and minutes for a million."""
 
 # Scripts written without spaces between words: each character (with its marks) is a token, and
 # word 2-grams then are the character 2-grams that retrieval systems use for them.
@@ -39,9 +44,7 @@ def _mark_ranges() -> str:
         for code in range(start, stop)
         if unicodedata.category(chr(code))[0] == "M"
     ]
-    breaks = [i for i in range(1, len(marks)) if marks[i] != marks[i - 1] + 1]
-    edges = zip([0, *breaks], [*breaks, len(marks)], strict=True)
-    return "".join(f"{chr(marks[a])}-{chr(marks[b - 1])}" for a, b in edges)
+    return character_ranges(marks)
 
 
 @cache
@@ -56,7 +59,7 @@ def tokens(text: str) -> list[str]:
     text = text.lower()
     if text.isascii():
         return _ASCII_WORD.findall(text)
-    return _any_word().findall(unicodedata.normalize("NFKC", text).replace("\u00ad", "").lower())
+    return _any_word().findall(normalise("NFKC", text).replace("\u00ad", "").lower())
 
 
 def stem(words: Sequence[str], language: str) -> list[str]:
@@ -65,7 +68,12 @@ def stem(words: Sequence[str], language: str) -> list[str]:
         return list(words)
     import Stemmer
 
-    return list(Stemmer.Stemmer(language, 0).stemWords(list(words)))
+    stems = list(words)
+    short = [place for place, word in enumerate(words) if len(word) <= LONGEST_STEMMED]
+    found = Stemmer.Stemmer(language, 0).stemWords([words[place] for place in short])
+    for place, stemmed in zip(short, found, strict=True):
+        stems[place] = stemmed
+    return stems
 
 
 def stemmers() -> tuple[str, ...]:
