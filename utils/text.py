@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from itertools import count
+from itertools import count, islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +33,10 @@ _UNSPACED = (
 )
 _JOINERS = "\u200c\u200d"
 _ASCII_WORD = re.compile(r"[a-z0-9]+")
+_PHRASES = re.compile("[\u3300-\u33ff\ufdfa\ufdfb]")
+MOST_PHRASES = 10_000
+"""Characters of a text that stand for whole words, and become them: one is four words of Arabic, so
+that a megabyte of it would be eighteen."""
 
 
 @cache
@@ -59,7 +63,15 @@ def tokens(text: str) -> list[str]:
     text = text.lower()
     if text.isascii():
         return _ASCII_WORD.findall(text)
-    return _any_word().findall(normalise("NFKC", text).replace("\u00ad", "").lower())
+    text = normalise("NFKC", _without_more_phrases(text))
+    return _any_word().findall(text.replace("\u00ad", "").lower())
+
+
+def _without_more_phrases(text: str) -> str:
+    more = next(islice(_PHRASES.finditer(text), MOST_PHRASES, None), None)
+    if more is None:
+        return text
+    return text[: more.start()] + _PHRASES.sub(" ", text[more.start() :])
 
 
 def stem(words: Sequence[str], language: str) -> list[str]:

@@ -9,6 +9,7 @@ from itertools import chain
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
+from tokenizers.models import WordPiece
 
 from utils.errors import UserError
 from utils.ragged import padded
@@ -19,6 +20,8 @@ CHARACTERS_PER_TOKEN = 200
 """Texts are cut to this many characters per token first, so that ten megabytes cost no more than
 a page; ordinary words have about five."""
 CHUNK = 4096
+LONGEST_WORD = 200
+"""Characters that WordPiece may look at as one word; what it costs grows with their third power."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -93,7 +96,7 @@ class TextTokenizer:
     Raises
     ------
     UserError
-        The definition is none.
+        The definition is none, or lets a single word cost minutes.
     """
 
     def __init__(self, definition: str, max_len: int, pad_id: int) -> None:
@@ -101,6 +104,7 @@ class TextTokenizer:
             self._tokenizer = Tokenizer.from_str(definition)
         except Exception as error:  # the library raises nothing narrower
             raise UserError(f"The encoder's tokenizer.json is damaged: {error}.") from error
+        _check_word_length(self._tokenizer)
         self._tokenizer.no_padding()
         self._tokenizer.enable_truncation(max_len)
         self.definition = definition
@@ -138,3 +142,13 @@ class TextTokenizer:
             # JSON can carry halves of surrogate pairs, which are no characters.
             whole = [text.encode("utf-8", "replace").decode() for text in cut]
             return self._tokenizer.encode_batch_fast(whole)
+
+
+def _check_word_length(tokenizer: Tokenizer) -> None:
+    if isinstance(tokenizer.model, WordPiece):
+        longest = tokenizer.model.max_input_chars_per_word
+        if longest > LONGEST_WORD:
+            raise UserError(
+                f"The encoder's tokenizer.json sets max_input_chars_per_word to {longest}; "
+                f"set it to {LONGEST_WORD} at most (BERT's is 100)."
+            )
