@@ -1,5 +1,7 @@
 """The HTTP side of a bundle, in one process: what it answers, refuses and never logs."""
 
+import codecs
+import encodings.aliases
 import gzip
 import importlib.util
 import json
@@ -7,6 +9,7 @@ import logging
 import sys
 import tracemalloc
 import warnings
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -248,13 +251,95 @@ def test_a_zipped_body_is_unpacked_no_further_than_the_limit() -> None:
     assert refused.value.status == 400
 
 
+TRUNCATED = gzip.compress(document("a b"))
+
+
 @pytest.mark.parametrize(
-    ("charset", "status"), [("latin-1", 200), ("utf-16", 400), ("klingon", 415), ("zip", 415)]
+    "body",
+    [
+        TRUNCATED[:1],
+        TRUNCATED[:-8],  # its checksum and length
+        TRUNCATED[:-1],
+        TRUNCATED[:-8] + b"\0" * 8,
+        TRUNCATED + b"x",
+        TRUNCATED + b"\0",
+        TRUNCATED + TRUNCATED[:-1],
+        zlib.compress(document("a b")),
+        b"",
+    ],
 )
-def test_the_charset_of_the_content_type_counts(service: Any, charset: str, status: int) -> None:
-    body = '{"text": "é!!"}'.encode("latin-1")
-    (response,) = ask(service, body, Content_Type=f"application/json; charset={charset}")
-    assert response.status == status
+def test_a_zipped_body_is_whole(service: Any, body: bytes) -> None:
+    """As released its beginning is answered, as if that were all."""
+    (response,) = ask(service, body, Content_Encoding="gzip")
+    assert response.status == 400
+    assert "gzip" in response.body
+
+
+def test_a_zipped_body_may_have_several_members(service: Any) -> None:
+    whole = document("wool sock")
+    parts = [gzip.compress(part) for part in (whole[:7], b"", whole[7:], b"")]
+    (response,) = ask(service, b"".join(parts), Content_Encoding=" GZIP ")
+    assert json.loads(response.body) == "Root\nwool\nsock"
+
+
+READ = {
+    "utf-8": "UTF-8 utf8 UTF_8 utf-8-sig",
+    "utf-16": "UTF-16 utf16 utf_16",
+    "utf-16-be": "UTF-16BE utf-16-be",
+    "utf-16-le": "UTF-16LE utf_16_le",
+    "utf-32": "utf-32 UTF32",
+    "utf-32-be": "utf-32be",
+    "utf-32-le": "utf-32le",
+    "ascii": "ascii US-ASCII",
+    "latin-1": "latin-1 latin1 ISO-8859-1 iso8859-1 ISO_8859-1 l1 cp819",
+    "cp1252": "windows-1252 cp1252 CP-1252",
+}
+
+
+@pytest.mark.parametrize("codec", READ)
+def test_a_body_may_be_in_the_usual_character_sets(service: Any, codec: str) -> None:
+    text = "red wool" if codec == "ascii" else "r\xe9d w\xf6\xf6l"
+    body = json.dumps({"text": text}, ensure_ascii=False).encode(codec)
+    for name in READ[codec].split():
+        for spelt in (f"charset={name}", f'Charset = "{name}"', f"a=b;charset={name} ;c=d"):
+            (response,) = ask(service, body, Content_Type=f"application/json; {spelt}")
+            assert response.status == 200, spelt
+            assert json.loads(response.body).split("\n")[1:] == text.split()
+
+
+OTHERS = [
+    "klingon", "zip", "utf-7", "idna", "punycode", "undefined", "mbcs", "unicode_escape",
+    "raw_unicode_escape", "x" * 8000, "\u212a", "utf-8\x00", "../utf-8", "utf-8 punycode",
+    "utf-8; charset=punycode", "punycode; charset=utf-8", "utf-8, text/plain; charset=hex",
+    "utf-8; charset*=utf-8''punycode",
+    *sorted(set(encodings.aliases.aliases.values()) - {name.replace("-", "_") for name in READ}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("charset", OTHERS)
+def test_no_other_character_set_is_read(
+    service: Any, monkeypatch: pytest.MonkeyPatch, charset: str
+) -> None:
+    """The client would choose what runs: some of Python's codecs take hours over a megabyte."""
+    monkeypatch.setattr(codecs, "lookup", None)
+    for body in (document("a b"), b"\xff", b""):
+        (response,) = ask(service, body, Content_Type=f"application/json; charset={charset}")
+        assert response.status == 415
+        assert "UTF-8" in response.body
+        assert len(response.body.splitlines()) == 1
+        assert len(response.body) < 200
+
+
+def test_a_body_that_is_not_in_its_character_set_is_refused(service: Any) -> None:
+    for charset, body in (
+        ("utf-8", b'{"text": "\xe9"}'),
+        ("ascii", '{"text": "é"}'.encode()),
+        ("utf-16", b'{"text": "a"}!'),
+        ("utf-32", b'{"text": "a"}'),
+        ("windows-1252", b'{"text": "\x81"}'),
+    ):
+        (response,) = ask(service, body, Content_Type=f"text/plain;charset={charset}")
+        assert response.status == 400, charset
 
 
 def test_a_byte_order_mark_is_no_part_of_the_body() -> None:

@@ -4,6 +4,7 @@ import difflib
 import gzip
 import json
 import re
+import unicodedata
 from types import SimpleNamespace
 from typing import Any
 
@@ -101,6 +102,101 @@ def test_feedback_may_be_zipped(client: Any, offered: list[Any]) -> None:
     assert client.post("/feedback", data=body, headers=headers).status_code == 202
     assert len(offered) == 1
     assert client.post("/feedback", data=b"{}", headers=headers).status_code == 400
+
+
+@pytest.mark.parametrize("charset", ["punycode", "utf-7", "hex", "utf-8; charset=idna"])
+def test_feedback_is_in_a_usual_character_set(
+    client: Any, offered: list[Any], charset: str
+) -> None:
+    body = json.dumps({"request_id": ID, "path": ["Toys"]})
+    headers = {"Content-Type": f"application/json; charset={charset}"}
+    assert client.post("/feedback", data=body, headers=headers).status_code == 415
+    assert not offered
+    headers = {"Content-Type": "application/json; charset=utf-16"}
+    assert client.post("/feedback", data=body.encode("utf-16"), headers=headers).status_code == 202
+
+
+def test_zipped_feedback_is_whole(client: Any, offered: list[Any]) -> None:
+    body = gzip.compress(json.dumps({"request_id": ID, "path": ["Toys"]}).encode())
+    for damaged in (body[:-8], body + b"!"):
+        reply = client.post("/feedback", data=damaged, headers={"Content-Encoding": "gzip"})
+        assert reply.status_code == 400
+    assert not offered
+
+
+NAMES = ["Bücher", "Żółta łódź", "한국어 책", "हिन्दी", "Café au lait", "Ångström"]
+
+
+def client_of(paths: Any, offered: list[Any]) -> Any:
+    from flask import Flask
+
+    from utils import serving_routes
+
+    app = Flask("test", static_folder=None)
+    serving_routes.add_refusals(app)
+    serving_routes.add_feedback(app, paths, lambda name, path: offered.append(path))
+    return app.test_client()
+
+
+def spellings(name: str) -> list[str]:
+    """What looks like a name."""
+    return [
+        name,
+        unicodedata.normalize("NFD", name),
+        f"  {name}\t\n",
+        name.replace(" ", "\u00a0"),
+        name.replace(" ", "  \u3000"),
+        f"\ufeff{name}",
+        f"{name[0]}\u00ad{name[1:]}\u200b",
+        f"\u202a{name}\u202c",
+    ]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_names_in_feedback_are_tidied_as_those_of_a_dataset(offered: list[Any], name: str) -> None:
+    other = NAMES[NAMES.index(name) - 1]
+    paths = {(name,), *((other, each) for each in NAMES)}
+    client = client_of(paths, offered)
+    for path in [(spelt,) for spelt in spellings(name)] + [
+        (unicodedata.normalize("NFD", other), spelt) for spelt in spellings(name)
+    ]:
+        reply = client.post("/feedback", json={"request_id": ID, "path": list(path)})
+        assert reply.status_code == 202, ascii(path)
+    assert set(offered) == {(name,), (other, name)}  # spelt as the monitor knows them
+    assert len(offered) == 2 * len(spellings(name))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_nearest_is_found_however_a_name_is_spelt(offered: list[Any], name: str) -> None:
+    paths = {("Shop", each) for each in [*NAMES, "Bicher", "Zolta lodz", "Cafe creme", "Other"]}
+    client = client_of(paths, offered)
+    for spelt in spellings(f"{name}x") + spellings(name.upper() + "y"):
+        reply = client.post("/feedback", json={"request_id": ID, "path": ["Shop", spelt]})
+        assert f"The nearest is: Shop > {name}." in reply.text, ascii(spelt)
+    assert not offered
+
+
+def test_classes_that_only_look_alike_are_told_apart(offered: list[Any]) -> None:
+    """Datasets of older versions have such."""
+    twins = [("Café",), (unicodedata.normalize("NFD", "Café"),)]
+    client = client_of(twins, offered)
+    for path in twins:
+        client.post("/feedback", json={"request_id": ID, "path": list(path)})
+    assert offered == twins
+    unclear = {"request_id": ID, "path": [" Café"]}
+    assert client.post("/feedback", json=unclear).status_code == 400
+
+
+def test_two_slashes_lead_nowhere(client: Any, offered: list[Any]) -> None:
+    good = {"request_id": ID, "path": ["Toys"]}
+    for environ in (
+        {"PATH_INFO": "//feedback"},
+        {"PATH_INFO": "///feedback"},
+        {"PATH_INFO": "/feedback", "RAW_URI": "//feedback"},  # werkzeug's own server
+    ):
+        reply = client.post("/feedback", json=good, environ_overrides=environ)
+        assert reply.status_code == 404, environ
+    assert not offered
 
 
 def test_the_nearest_of_thousands_of_classes_is_found_without_comparing_all(

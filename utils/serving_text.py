@@ -31,7 +31,7 @@ CHARSETS = {
 """Character sets that a body may be in, and what clients call them."""
 
 _CODECS = {alias: name for name, aliases in CHARSETS.items() for alias in aliases}
-_CHARSET = re.compile(r';\s*charset\*?\s*=\s*("[^"]*"|[^\s;,"]*)', re.IGNORECASE)
+_CHARSET = re.compile(r';\s*charset\*?\s*=\s*("[^"]*"|[^;,]*)', re.IGNORECASE)
 _PIECE = 4096
 _EXAMPLE = 'send {"text": "…"}'
 _KINDS = {
