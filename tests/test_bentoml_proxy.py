@@ -54,7 +54,7 @@ def talk(message: bytes) -> tuple[bytes, list[bytes]]:
 
     async def run() -> bytes:
         app = web.Application(middlewares=[web.middleware(proxy.answer)])
-        app.router.add_post("/", handler)
+        app.router.add_post("/{path:.*}", handler)  # as BentoML's
         runner = web.AppRunner(app, lingering_time=0.1)  # for the rest of a body that was refused
         await runner.setup()
         site = web.TCPSite(runner, "127.0.0.1", 0)
@@ -94,3 +94,15 @@ def test_a_body_that_does_not_end_is_not_waited_for(monkeypatch: pytest.MonkeyPa
     answer, bodies = talk(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n{")
     assert answer.startswith(b"HTTP/1.1 408")
     assert not bodies
+
+
+@pytest.mark.usefixtures("reads_plainly")
+@pytest.mark.parametrize("path", ["//predict", "///predict", "//predict?a", "/%2fpredict", "//"])
+def test_two_slashes_lead_nowhere(path: str) -> None:
+    """As released they lead to the API, past the batches and the metrics."""
+    head = "POST {} HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\n{{}}"
+    answer, bodies = talk(head.format(path).encode())
+    assert answer.startswith(b"HTTP/1.1 404")
+    assert not bodies
+    answer, bodies = talk(head.format("/predict//").encode())
+    assert answer.startswith(b"HTTP/1.1 200")

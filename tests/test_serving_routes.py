@@ -187,18 +187,6 @@ def test_classes_that_only_look_alike_are_told_apart(offered: list[Any]) -> None
     assert client.post("/feedback", json=unclear).status_code == 400
 
 
-def test_two_slashes_lead_nowhere(client: Any, offered: list[Any]) -> None:
-    good = {"request_id": ID, "path": ["Toys"]}
-    for environ in (
-        {"PATH_INFO": "//feedback"},
-        {"PATH_INFO": "///feedback"},
-        {"PATH_INFO": "/feedback", "RAW_URI": "//feedback"},  # werkzeug's own server
-    ):
-        reply = client.post("/feedback", json=good, environ_overrides=environ)
-        assert reply.status_code == 404, environ
-    assert not offered
-
-
 def test_the_nearest_of_thousands_of_classes_is_found_without_comparing_all(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
