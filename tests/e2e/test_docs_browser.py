@@ -135,7 +135,7 @@ def page(secured: bool) -> Iterator[str]:
 def test_the_page_keeps_to_its_policy_and_fits_a_phone(
     page: str, browser: int, secured: bool
 ) -> None:
-    for width in (1280, 390):
+    for width in (1280, 700, 390):
         seen = asyncio.run(_shown(browser, page, width))
         assert seen["violations"] == []
         assert seen["title"] == "tfidf_hsgd on shop"
