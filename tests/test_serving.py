@@ -310,8 +310,8 @@ def test_a_body_may_be_in_the_usual_character_sets(service: Any, codec: str) -> 
 OTHERS = [
     "klingon", "zip", "utf-7", "idna", "punycode", "undefined", "mbcs", "unicode_escape",
     "raw_unicode_escape", "x" * 8000, "\u212a", "utf-8\x00", "../utf-8", "utf-8 punycode",
-    "utf-8; charset=latin-1", "utf-8; charset=punycode", "punycode; charset=utf-8", "utf-8, text/plain; charset=hex",
-    "utf-8; charset*=utf-8''punycode",
+    "utf-8; charset=latin-1", "utf-8; charset=punycode", "punycode; charset=utf-8",
+    "utf-8, text/plain; charset=hex", "utf-8; charset*=utf-8''punycode",
     *sorted(set(encodings.aliases.aliases.values()) - {name.replace("-", "_") for name in READ}),
 ]  # fmt: skip
 
