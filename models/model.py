@@ -381,13 +381,13 @@ class Model(ABC):
                 f"{path} is a checkpoint of {meta.get('model')!r}, not of {cls.name!r}."
             )
         try:
-            config = build_config(cls.Config, meta["config"], f"{path}: config")
-            hierarchy = Hierarchy.from_dict(meta["hierarchy"], f"{path}: hierarchy")
+            config = build_config(cls.Config, meta["config"], "config")
+            hierarchy = Hierarchy.from_dict(meta["hierarchy"], "hierarchy")
             model = cls(hierarchy, config)
             model._take(arrays, meta)
             model._check()
-        except UserError:
-            raise
+        except UserError as error:
+            raise UserError(f"{path}: {error.message}") from error
         except Exception as error:  # whatever a file that was tampered with may lead to
             reason = f"{type(error).__name__}: {error}"
             raise UserError(f"{path} is damaged ({reason}). It was not loaded.") from error

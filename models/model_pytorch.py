@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from models.model import Epoch, Model, Progress
 from utils import onnx_export, quantize
+from utils.architectures import no_larger_than
 from utils.checkpoints import TRAINING, Arrays
 from utils.config import ModelConfig, key
 from utils.data import Split
@@ -481,7 +482,8 @@ class PyTorchModel(Model):
     def set_state(self, arrays: Arrays, values: dict[str, Any]) -> None:
         """Take what `state` gave; without the arrays of the optimiser nothing is resumed."""
         spec = EncoderSpec(tokenizer=bytes(arrays[TOKENIZER]).decode(), **values["encoder"])
-        self._assemble(build_encoder(spec), seed=0)
+        with no_larger_than(sum(array.nbytes for array in arrays.values())):
+            self._assemble(build_encoder(spec, self.config.max_len), seed=0)
         weights = {
             name: torch.from_numpy(array)
             for name, array in arrays.items()

@@ -44,7 +44,8 @@ def test_rebuilt_from_plain_values_it_is_the_same(folder: Path) -> None:
             tokenizer=encoder.spec.tokenizer,
             pooling=encoder.spec.pooling,
             pad_id=encoder.spec.pad_id,
-        )
+        ),
+        16,
     ).eval()
     again.load_state_dict(encoder.state_dict())
     texts = ["wash foam", "", "pretty skin shine 7"]
@@ -91,7 +92,7 @@ def test_max_len_has_the_encoders_limit(folder: Path) -> None:
 def test_loading_leaves_the_random_state_alone(folder: Path) -> None:
     torch.manual_seed(1)
     before = torch.random.get_rng_state()
-    build_encoder(load(folder).spec)
+    build_encoder(load(folder).spec, 16)
     assert (torch.random.get_rng_state() == before).all()
 
 

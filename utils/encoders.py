@@ -11,8 +11,8 @@ from __future__ import annotations
 import difflib
 import importlib
 import importlib.util
-import json
 import logging
+import math
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,7 +23,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from utils.architectures import IGNORED, checked_config, no_larger_than
 from utils.errors import UserError
+from utils.files import read_json
 from utils.tokenizer import TextTokenizer
 
 if TYPE_CHECKING:
@@ -41,12 +43,12 @@ WANTED = (
     "model.safetensors.index.json", "model-*-of-*.safetensors",
 )  # fmt: skip
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+ADAPTER = "adapter_config.json"
 HUB_SECONDS = 5.0
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
-_LEFT_OUT = (
-    "_name_or_path", "name_or_path", "transformers_version", "dtype", "torch_dtype",
-    "id2label", "label2id", "architectures",
-)  # fmt: skip
+_PART = re.compile(r"\w[\w.-]*\.safetensors")
+_FIRST_AFTER_PADDING = ("camembert", "mpnet", "roberta", "xlm-roberta")
+"""Encoders that count positions from behind the padding id."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +84,7 @@ class Encoder(nn.Module):
         super().__init__()
         if hasattr(transformer, "pooler"):
             # Pretrained for another task, and never used here.
-            transformer.register_module("pooler", None)
+            transformer.pooler = None
         self.transformer = transformer
         self.spec = spec
 
@@ -138,10 +140,13 @@ def load_encoder(name: str, *, pooling: str, max_len: int) -> Encoder:
     """
     folder = encoder_folder(name)
     with _quiet(name):
-        from transformers import AutoConfig, AutoModel
+        from transformers import AutoModel
 
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        config = _read_config(folder)
         _check_config(name, config, max_len)
+        # without memory first: what the file lacks is made up, however much that is
+        with torch.device("meta"), no_larger_than(_weight_bytes(folder)):
+            AutoModel.from_config(config, trust_remote_code=False)  # type: ignore[no-untyped-call]
         transformer, report = AutoModel.from_pretrained(
             folder,
             config=config,
@@ -150,7 +155,7 @@ def load_encoder(name: str, *, pooling: str, max_len: int) -> Encoder:
             trust_remote_code=False,
             output_loading_info=True,
         )
-        tokenizer = _tokenizer_json(folder)
+        tokenizer = _tokenizer_json(folder, config)
     missing = [key for key in report["missing_keys"] if not key.startswith("pooler.")]
     if missing:
         raise UserError(
@@ -163,18 +168,32 @@ def load_encoder(name: str, *, pooling: str, max_len: int) -> Encoder:
         pooling=_pooling(folder) if pooling == "auto" else pooling,
         pad_id=_pad_id(config),
     )
+    _check_tokenizer(name, spec, config, max_len)
     return Encoder(transformer, spec)
 
 
-def build_encoder(spec: EncoderSpec) -> Encoder:
-    """Rebuild an encoder from its plain values, with weights still to be filled in."""
-    from transformers import AutoConfig, AutoModel
+def build_encoder(spec: EncoderSpec, max_len: int) -> Encoder:
+    """Rebuild an encoder from its plain values, with weights still to be filled in.
 
-    values = dict(spec.architecture)
-    config = AutoConfig.for_model(values.pop("model_type"), **values)
-    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-    with torch.random.fork_rng(devices):
-        transformer = AutoModel.from_config(config, dtype=torch.float32)  # type: ignore[no-untyped-call]
+    Raises
+    ------
+    UserError
+        No encoder may be built of them, or it takes no texts of this length.
+    """
+    from transformers import AutoModel
+
+    name = str(spec.architecture.get("model_type"))
+    if spec.pooling not in POOLINGS[1:] or type(spec.pad_id) is not int:
+        raise UserError(f"Its pooling is {spec.pooling!r} and its pad_id {spec.pad_id!r}.")
+    with _quiet(name):
+        config = checked_config(spec.architecture, "encoder")
+        _check_config(name, config, max_len)
+        _check_tokenizer(name, spec, config, max_len)
+        devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+        with torch.random.fork_rng(devices):
+            transformer = AutoModel.from_config(  # type: ignore[no-untyped-call]
+                config, dtype=torch.float32, trust_remote_code=False
+            )
     return Encoder(transformer, spec)
 
 
@@ -218,6 +237,11 @@ def _checked_folder(folder: Path) -> Path:
         raise UserError(
             f"Encoder folder {folder} lacks {', '.join(missing)}. It must hold config.json, "
             "tokenizer.json and model.safetensors (pickled weights are not read)."
+        )
+    if (folder / ADAPTER).exists():
+        raise UserError(
+            f"Encoder folder {folder} holds {ADAPTER}: it only changes another model. Merge the "
+            "two, and give the folder of the whole encoder."
         )
     return folder
 
@@ -273,7 +297,6 @@ def _ways_out(name: str, reason: str) -> str:
 @contextmanager
 def _quiet(name: str) -> Iterator[None]:
     """No bars and no chatter from transformers; what it refuses becomes the user's error."""
-    from safetensors import SafetensorError
     from transformers.utils import logging as chatter
 
     level, bars = chatter.get_verbosity(), chatter.is_progress_bar_enabled()
@@ -281,7 +304,9 @@ def _quiet(name: str) -> Iterator[None]:
     chatter.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         yield
-    except (SafetensorError, OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # whatever files that were tampered with may lead to
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"Encoder {name!r} cannot be loaded: {reason}") from error
     finally:
@@ -291,6 +316,43 @@ def _quiet(name: str) -> Iterator[None]:
 
 
 # -- what it is ---------------------------------------------------------------------------
+
+
+def _read_config(folder: Path) -> Any:
+    values = read_json(folder / "config.json")
+    if not isinstance(values, dict):
+        raise UserError(f"{folder / 'config.json'} is no description of an encoder.")
+    kept = {key: value for key, value in values.items() if key not in IGNORED}
+    return checked_config(kept, str(folder / "config.json"))
+
+
+def _weight_bytes(folder: Path) -> int:
+    """Memory of the weights that a folder holds, in 32 bits."""
+    from safetensors import safe_open
+
+    count = 0
+    for path in _weight_files(folder):
+        with safe_open(path, framework="numpy") as file:
+            shapes = [file.get_slice(key).get_shape() for key in file.keys()]  # noqa: SIM118
+        count += sum(map(math.prod, shapes))
+    return 4 * count
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """The file of all weights, or those that its index names."""
+    whole, index = (folder / name for name in WEIGHTS)
+    if whole.is_file():
+        return [whole]
+    values = read_json(index)
+    placed = values.get("weight_map") if isinstance(values, dict) else None
+    names = placed.values() if isinstance(placed, dict) else [None]
+    for name in names:
+        if not isinstance(name, str) or not _PART.fullmatch(name):
+            raise UserError(
+                f"{index} names {name!r}, which is no file of weights in this folder. Fetch the "
+                "encoder again."
+            )
+    return [folder / name for name in sorted(set(names))]
 
 
 def _check_config(name: str, config: Any, max_len: int) -> None:
@@ -312,8 +374,7 @@ def position_limit(config: Any) -> int | None:
     limit = getattr(config, "max_position_embeddings", None)
     if limit is None or limit < 1:
         return None
-    # RoBERTa and its kin count positions from behind the padding id.
-    offset = _pad_id(config) + 1 if "roberta" in config.model_type else 0
+    offset = _pad_id(config) + 1 if config.model_type in _FIRST_AFTER_PADDING else 0
     return int(limit) - offset
 
 
@@ -322,23 +383,37 @@ def _pad_id(config: Any) -> int:
     return found if isinstance(found, int) and found >= 0 else 0
 
 
+def _check_tokenizer(name: str, spec: EncoderSpec, config: Any, max_len: int) -> None:
+    """Refuse ids that the encoder has no vector for: they would be looked up outside its table."""
+    largest, words = spec.text_tokenizer(max_len).largest_id, int(config.vocab_size)
+    if not 0 <= max(largest, spec.pad_id) < words or spec.pad_id < 0:
+        raise UserError(
+            f"The tokenizer of encoder {name!r} has ids up to {max(largest, spec.pad_id):,}, and "
+            f"the encoder {words:,} words: they do not belong together."
+        )
+
+
 def _architecture(config: Any) -> dict[str, Any]:
-    values = {key: value for key, value in config.to_dict().items() if key not in _LEFT_OUT}
+    values = {key: value for key, value in config.to_dict().items() if key not in IGNORED}
     return {key: value for key, value in values.items() if value is not None}
 
 
 def _pooling(folder: Path) -> str:
     settings = folder / "1_Pooling" / "config.json"
     if settings.is_file():
-        chosen = json.loads(settings.read_text(encoding="utf-8"))
-        return "cls" if chosen.get("pooling_mode_cls_token") else "mean"
+        chosen = read_json(settings)
+        first = isinstance(chosen, dict) and chosen.get("pooling_mode_cls_token")
+        return "cls" if first else "mean"
     return "mean" if (folder / "modules.json").is_file() else "cls"
 
 
-def _tokenizer_json(folder: Path) -> str:
+def _tokenizer_json(folder: Path, config: Any) -> str:
     file = folder / "tokenizer.json"
     if file.is_file():
         return file.read_text(encoding="utf-8")
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(folder, use_fast=True).backend_tokenizer.to_str()
+    made = AutoTokenizer.from_pretrained(
+        folder, config=config, use_fast=True, trust_remote_code=False
+    )
+    return str(made.backend_tokenizer.to_str())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
 
@@ -22,6 +23,10 @@ a page; ordinary words have about five."""
 CHUNK = 4096
 LONGEST_WORD = 200
 """Characters that WordPiece may look at as one word; what it costs grows with their third power."""
+MOST_TOKENS = 1 << 16
+LARGEST_ID = 2**31 - 1
+TRIED = ["", "a", "ꙮ", "猫", "⸻"]
+"""Texts that any tokenizer takes, with characters that few have a token for."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -100,13 +105,17 @@ class TextTokenizer:
     """
 
     def __init__(self, definition: str, max_len: int, pad_id: int) -> None:
-        try:
+        if not 0 < max_len <= MOST_TOKENS:
+            raise UserError(f"max_len = {max_len} is none of 1 to {MOST_TOKENS:,} tokens.")
+        with _refused():
             self._tokenizer = Tokenizer.from_str(definition)
-        except Exception as error:  # the library raises nothing narrower
-            raise UserError(f"The encoder's tokenizer.json is damaged: {error}.") from error
+            self._tokenizer.no_padding()
+            self._tokenizer.enable_truncation(max_len)
+            self.largest_id = max(self._tokenizer.get_vocab().values(), default=0)
+            if self.largest_id > LARGEST_ID:
+                raise ValueError(f"an id of {self.largest_id}")
+            self._tokenizer.encode_batch_fast(TRIED)
         _check_word_length(self._tokenizer)
-        self._tokenizer.no_padding()
-        self._tokenizer.enable_truncation(max_len)
         self.definition = definition
         self.max_len = max_len
         self.pad_id = pad_id
@@ -136,12 +145,27 @@ class TextTokenizer:
     def _encode(self, texts: Sequence[str]) -> list[Encoding]:
         limit = self.max_len * CHARACTERS_PER_TOKEN
         cut = [text[:limit] for text in texts]
-        try:
-            return self._tokenizer.encode_batch_fast(cut)
-        except (TypeError, UnicodeError):
-            # JSON can carry halves of surrogate pairs, which are no characters.
-            whole = [text.encode("utf-8", "replace").decode() for text in cut]
-            return self._tokenizer.encode_batch_fast(whole)
+        with _refused():
+            try:
+                return self._tokenizer.encode_batch_fast(cut)
+            except (TypeError, UnicodeError):
+                # JSON can carry halves of surrogate pairs, which are no characters.
+                whole = [text.encode("utf-8", "replace").decode() for text in cut]
+                return self._tokenizer.encode_batch_fast(whole)
+
+
+@contextmanager
+def _refused() -> Iterator[None]:
+    """Turn whatever the library meets in a tokenizer.json into the user's error.
+
+    It raises nothing narrower than `Exception`, and where its Rust code panics not even that.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise UserError(f"The encoder's tokenizer.json is damaged: {error}.") from error
 
 
 def _check_word_length(tokenizer: Tokenizer) -> None:
