@@ -176,7 +176,7 @@ def test_nothing_is_built_that_the_weights_do_not_fill(
 
 def test_a_head_is_no_larger_than_its_weights(tmp_path: Path) -> None:
     arrays, meta = saved(tmp_path, "db_achmcnn", h_hidden_dim=8)
-    meta["config"] |= {"h_hidden_dim": 10_000, "h_layer_count": 20}
+    meta["config"] |= {"h_hidden_dim": 10_000, "h_layer_count": 3}
     write_checkpoint(tmp_path / "model.pt", arrays, meta)
     with pytest.raises(UserError, match=r"model\.pt.*more weights than it holds"):
         model_class("db_achmcnn").from_checkpoint(tmp_path / "model.pt")
