@@ -16,6 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from utils.dvc_pointers import FOLDER, check_listing, checked_sum, pointer_of
 from utils.errors import UserError
 from utils.files import POINTER
 from utils.paths import PROJECT_ROOT, Layout
@@ -34,6 +35,11 @@ _REASONS = {
     "neither locally nor on remote": "it is neither in DVC's cache nor on the remote, or the "
     "remote cannot be reached. Whoever has it runs 'dvc push'.",
 }
+_PROGRAMS = re.compile(
+    r"^[^#=\n]*?(\w*_command|configpath|credentialpath|plugins_path|site_cache_dir)[^#=\n]*=",
+    re.MULTILINE | re.IGNORECASE,
+)
+"""Settings that make DVC, or what it calls, run a program or read pickled files."""
 _REMOTE = re.compile(r"^\s*\['?remote\b", re.MULTILINE)
 _FOLDERS = ("datasets/*", "weights/*/*", "outputs/*", "build/*")
 
@@ -120,13 +126,15 @@ def ensure(layout: Layout, *paths: Path) -> None:
     UserError
         One cannot be fetched, or the layout says not to.
     """
-    missing = [path for path in paths if _pointer(path).exists() and _is_missing(path)]
+    missing = [path for path in paths if pointer_of(path).exists() and _is_missing(path)]
     if not missing:
         return
     shown = missing[0].relative_to(layout.root)
     if not layout.fetch:
         raise UserError(f"{shown} is missing. DVC has it: leave out --no-dvc to fetch it.")
     log.info("fetching %d files with DVC, the first is %s", len(missing), shown)
+    sums = {path: checked_sum(layout.root, path) for path in missing}
+    _check_folders(layout.root, {p: md5 for p, md5 in sums.items() if md5.endswith(FOLDER)})
     reason = _run(layout.root, "pull", "--", *[_target(layout.root, path) for path in missing])
     for path in filter(_is_missing, missing):
         shown = path.relative_to(layout.root)
@@ -134,13 +142,23 @@ def ensure(layout: Layout, *paths: Path) -> None:
         raise UserError(f"{shown} is missing, and DVC cannot fetch it: {reason}")
 
 
+def _check_folders(root: Path, sums: Mapping[Path, str]) -> None:
+    """Have the lists of folders' files in the cache, and see that they stay in their folders."""
+    if not sums:
+        return
+    reason = _run(root, "fetch", "--", *[_target(root, path) for path in sums])
+    code, printed = _called(root, "cache", "dir")
+    if reason or code:
+        shown = next(iter(sums)).relative_to(root)
+        reason = reason or _reason(printed)
+        raise UserError(f"{shown} is missing, and DVC cannot fetch it: {reason}")
+    for path, md5 in sums.items():
+        check_listing(Path(printed.strip()), md5, path.relative_to(root))
+
+
 def _is_missing(path: Path) -> bool:
     """Whether a file is not there, or nothing is left of a folder."""
     return not path.exists() or (path.is_dir() and not any(path.iterdir()))
-
-
-def _pointer(path: Path) -> Path:
-    return path.with_name(path.name + POINTER)
 
 
 def _target(root: Path, path: Path) -> str:
@@ -149,27 +167,24 @@ def _target(root: Path, path: Path) -> str:
     DVC takes what follows a colon for the name of a stage; names of checkpoints have colons. With
     a name, which it ignores, at the end, all of what is before that is the file's.
     """
-    return f"{_pointer(path).relative_to(root)}:_"
+    return f"{pointer_of(path).relative_to(root)}:_"
 
 
 def _run(root: Path, *arguments: str) -> str:
     """Run DVC once others are done with it; why it failed, else nothing."""
+    if found := _program_setting(root):
+        return (
+            f"{Path('.dvc', 'config')} sets {found}, which can run a program of whoever wrote "
+            "it. If it is yours, move it to your own settings (dvc config --local or --global)."
+        )
     end = time.monotonic() + PATIENCE
     told = False
     while True:
-        try:
-            done = subprocess.run(
-                # without -P any utils.py in the root would be taken for one of Python's modules
-                [sys.executable, "-P", "-m", "dvc", *arguments],
-                cwd=root, env={**os.environ, **_QUIET}, stdin=subprocess.DEVNULL,
-                capture_output=True, text=True, errors="replace", check=False,
-            )  # fmt: skip
-        except OSError as error:
-            return f"it cannot be started ({error})."
-        if not done.returncode:
+        code, printed = _called(root, *arguments)
+        if not code:
             return ""
-        if not any(sign in done.stderr for sign in _BUSY):
-            return _reason(done.stderr or done.stdout)
+        if not any(sign in printed for sign in _BUSY):
+            return _reason(printed)
         if time.monotonic() > end:
             return (
                 f"another DVC command has been at work in {root} for {PATIENCE:.0f} seconds. "
@@ -179,6 +194,30 @@ def _run(root: Path, *arguments: str) -> str:
             log.warning("waiting for another DVC command in %s", root)
             told = True
         time.sleep(PAUSE)
+
+
+def _program_setting(root: Path) -> str:
+    """A setting in the file that comes with a project and may run a program; empty if none."""
+    try:
+        text = (root / ".dvc" / "config").read_text("utf-8", "replace")
+    except OSError:
+        return ""
+    found = _PROGRAMS.search(text)
+    return found[1] if found else ""
+
+
+def _called(root: Path, *arguments: str) -> tuple[int, str]:
+    """Call DVC: its exit status, and what it printed; its complaints if it failed."""
+    try:
+        done = subprocess.run(
+            # without -P any utils.py in the root would be taken for one of Python's modules
+            [sys.executable, "-P", "-m", "dvc", *arguments],
+            cwd=root, env={**os.environ, **_QUIET}, stdin=subprocess.DEVNULL,
+            capture_output=True, text=True, errors="replace", check=False,
+        )  # fmt: skip
+    except OSError as error:
+        return 1, f"it cannot be started ({error})"
+    return done.returncode, (done.stderr or done.stdout) if done.returncode else done.stdout
 
 
 def _reason(printed: str) -> str:
