@@ -215,6 +215,48 @@ def test_ids_that_the_encoder_has_no_vector_for(
     refused(load, with_tokenizer(change))
 
 
+@pytest.mark.parametrize("many", [False, True])
+def test_a_panic_of_the_tokenizers_library_is_one_line(
+    load: Callable[..., Any], capfd: pytest.CaptureFixture[str], many: bool
+) -> None:
+    def broken(values: Meta) -> None:
+        values["post_processor"]["single"].append({"SpecialToken": {"id": "[NONE]", "type_id": 0}})
+        if many:
+            values["post_processor"] = {"type": "Sequence", "processors": [values["post_processor"]]}
+
+    refused(load, with_tokenizer(broken), "tokenizer.json is damaged")
+    assert capfd.readouterr() == ("", "")
+    import os
+
+    os.write(2, b"still there")
+    assert capfd.readouterr().err == "still there"
+
+
+def test_a_panic_amid_texts_is_the_users_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    from tests.helpers_torch import tokenizer_json
+    from utils.tokenizer import TextTokenizer
+
+    class PanicException(BaseException):
+        """As pyo3 names what Rust's panics become."""
+
+    tokenizer = TextTokenizer(tokenizer_json(), 16, 0)
+    broken, stopped = Failing(PanicException("boom")), Failing(KeyboardInterrupt())
+    monkeypatch.setattr(tokenizer, "_tokenizer", broken)
+    with pytest.raises(UserError, match="damaged: boom"):
+        tokenizer(["a"])
+    monkeypatch.setattr(tokenizer, "_tokenizer", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        tokenizer(["a"])
+
+
+class Failing:
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+    def encode_batch_fast(self, texts: list[str]) -> Any:
+        raise self.error
+
+
 @pytest.mark.parametrize(
     "values",
     [

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from itertools import chain
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +27,8 @@ CHUNK = 4096
 LONGEST_WORD = 200
 """Characters that WordPiece may look at as one word; what it costs grows with their third power."""
 MOST_TOKENS = 1 << 16
+STDERR = 2
+_stderr = threading.Lock()  # one thread at a time puts another file in its place
 LARGEST_ID = 2**31 - 1
 TRIED = ["", "a", "ꙮ", "猫", "⸻"]
 """Texts that any tokenizer takes, with characters that few have a token for."""
@@ -107,14 +112,15 @@ class TextTokenizer:
     def __init__(self, definition: str, max_len: int, pad_id: int) -> None:
         if not 0 < max_len <= MOST_TOKENS:
             raise UserError(f"max_len = {max_len} is none of 1 to {MOST_TOKENS:,} tokens.")
-        with _refused():
+        with _refused(), _without_stderr():
             self._tokenizer = Tokenizer.from_str(definition)
             self._tokenizer.no_padding()
             self._tokenizer.enable_truncation(max_len)
-            self.largest_id = max(self._tokenizer.get_vocab().values(), default=0)
+            tried = [encoding.ids for encoding in self._tokenizer.encode_batch_fast(TRIED)]
+            ids = [self._tokenizer.get_vocab().values(), *tried]  # special ones in the latter only
+            self.largest_id = max(chain.from_iterable(ids), default=0)
             if self.largest_id > LARGEST_ID:
-                raise ValueError(f"an id of {self.largest_id}")
-            self._tokenizer.encode_batch_fast(TRIED)
+                raise ValueError(f"it has an id of {self.largest_id}")
         _check_word_length(self._tokenizer)
         self.definition = definition
         self.max_len = max_len
@@ -152,6 +158,19 @@ class TextTokenizer:
                 # JSON can carry halves of surrogate pairs, which are no characters.
                 whole = [text.encode("utf-8", "replace").decode() for text in cut]
                 return self._tokenizer.encode_batch_fast(whole)
+
+
+@contextmanager
+def _without_stderr() -> Iterator[None]:
+    """Drop what is written to standard error: Rust code that panics does so by itself."""
+    with _stderr, ExitStack() as stack:
+        with suppress(OSError):  # it is closed
+            kept = os.dup(STDERR)
+            stack.callback(os.close, kept)
+            stack.callback(os.dup2, kept, STDERR)
+            with Path(os.devnull).open("wb") as nothing:
+                os.dup2(nothing.fileno(), STDERR)
+        yield
 
 
 @contextmanager
