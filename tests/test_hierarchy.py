@@ -115,6 +115,42 @@ def test_reads_upstreams_file() -> None:
         {"classes": ["a", "b", "x", "y", 3]},
         {"level_sizes": "ab"},
         {"terminal_inner": [99]},
+        {"level_sizes": ["2", "3"]},
+        {"level_sizes": [2.0, 3.0]},
+        {"level_sizes": [True, 4]},
+        {"level_sizes": [6, -1]},
+        {"level_sizes": [10**30, 3]},
+        {"level_sizes": [5, 0]},
+        {"level_sizes": {"2": 3}},
+        {"parent_of": [[0, 1], [0, 0, 1.5]]},
+        {"parent_of": [[0, 1], [0, 0, "1"]]},
+        {"parent_of": [[0, 1], [0, 0, True]]},
+        {"parent_of": [[0, 1], [0, 0, None]]},
+        {"parent_of": [[0, 1], [0, 0, [1]]]},
+        {"parent_of": [[0, 1], [0, 0, 2**40]]},
+        {"parent_of": [[0, 1], [0, 0, 10**30]]},
+        {"parent_of": [[0, 1], "001"]},
+        {"parent_of": {"0": [0, 1], "1": [0, 0, 1]}},
+        {"terminal_inner": [-1]},
+        {"terminal_inner": [2**70]},
+        {"terminal_inner": [0.5]},
+        {"terminal_inner": ["0"]},
+        {"terminal_inner": 0},
+        {"terminal_inner": {"0": 1}},
+        {"classes": "abxyz"},
+        {"classes": {"a": 1, "b": 1, "x": 1, "y": 1, "z": 1}},
+        {"classes": ["a", "a", "x", "y", "z"]},
+        {"classes": ["a", "b", "x", "x", "z"]},
+        {"classes": ["a", "b", "x", "y", "z\nq"]},
+        {"classes": ["a", "b", "x", "y", "z\r"]},
+        {"classes": ["a", "b", "x", "y\x00", "z"]},
+        {"classes": ["a\x85", "b", "x", "y", "z"]},
+        {"classes": ["a", "b\u2028c", "x", "y", "z"]},
+        {"classes": ["a", "b", "\ud800", "y", "z"]},
+        {"classes": ["a", "b", "x\udfff", "y", "z"]},
+        {"classes": ["a", "b", "", "y", "z"]},
+        {"classes": ["a", "b", " ", "y", "z"]},
+        {"classes": ["a", "b", None, "y", "z"]},
     ],
 )
 def test_refuses_what_is_no_hierarchy(change: dict) -> None:
@@ -123,8 +159,28 @@ def test_refuses_what_is_no_hierarchy(change: dict) -> None:
         "level_sizes": [2, 3],
         "parent_of": [[0, 1], [0, 0, 1]],
     }
-    with pytest.raises(UserError, match="hierarchy"):
+    assert Hierarchy.from_dict(values).class_count == 5
+    with pytest.raises(UserError, match=r"hierarchy\.json is no hierarchy") as caught:
         Hierarchy.from_dict(values | change)
+    assert caught.value.message.encode().isascii()
+
+
+def test_a_chain_as_deep_as_its_classes_are_many_is_refused() -> None:
+    depth = 3_000  # whose paths have depth * depth codes
+    values = {
+        "classes": ["a"] * depth,
+        "level_sizes": [1] * depth,
+        "parent_of": [[0]] * depth,
+    }
+    with pytest.raises(UserError, match="at most 64 levels"):
+        Hierarchy.from_dict(values)
+    allowed = {key: value[:64] for key, value in values.items()}
+    assert Hierarchy.from_dict(allowed).full_depth().depth == 64
+
+
+def test_equal_names_under_two_parents_are_two_classes() -> None:
+    values = {"classes": ["a", "b", "x", "x"], "level_sizes": [2, 2], "parent_of": [[0, 1], [0, 1]]}
+    assert Hierarchy.from_dict(values).label(3) == "b > x"
 
 
 @pytest.mark.parametrize("values", [None, 3, [], "x", {}])

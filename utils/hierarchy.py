@@ -8,6 +8,7 @@ whole tree, level after level. Nothing here is quadratic in classes.
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,12 +20,14 @@ from numpy.typing import NDArray
 
 from utils.errors import UserError
 from utils.files import read_json, write_json
+from utils.hierarchy_values import mistake_in
 
 Ints = NDArray[np.int32]
 Bools = NDArray[np.bool_]
 
 FORMAT = 1
 SEPARATOR = " > "
+MOST_LEVELS = 64
 
 
 def label_of(path: Sequence[str]) -> str:
@@ -81,6 +84,8 @@ class Hierarchy:
         sizes = tuple(len(level) for level in names)
         if not sizes or 0 in sizes:
             raise UserError("A hierarchy needs at least one class on every level.")
+        if len(sizes) > MOST_LEVELS:
+            raise UserError(f"A hierarchy has at most {MOST_LEVELS} levels, not {len(sizes)}.")
         local = [np.arange(sizes[0], dtype=np.int32)]
         for level in range(1, len(sizes)):
             above = np.asarray(parents[level], dtype=np.int32)
@@ -376,21 +381,24 @@ class Hierarchy:
             The values are no hierarchy.
         """
         try:
-            sizes = [int(size) for size in values["level_sizes"]]
-            names, parents = list(values["classes"]), list(values["parent_of"])
-            ends = [int(node) for node in values.get("terminal_inner", [])]
-        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+            sizes, names = values["level_sizes"], values["classes"]
+            parents, ends = values["parent_of"], values.get("terminal_inner", [])
+        except (KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{source} is no hierarchy: {error!r} is wrong or missing.") from error
-        bounds = np.concatenate([[0], np.cumsum(sizes)]).tolist()
-        if len(names) != bounds[-1] or not all(isinstance(name, str) for name in names):
-            raise UserError(f"{source} is no hierarchy: 'classes' does not fit 'level_sizes'.")
-        if len(parents) != len(sizes) or not all(0 <= node < len(names) for node in ends):
-            raise UserError(f"{source} is no hierarchy: 'parent_of' does not fit 'level_sizes'.")
+        if problem := mistake_in(sizes, names, parents, ends):
+            raise UserError(f"{source} is no hierarchy: {problem}.")
+        bounds = [0, *itertools.accumulate(sizes)]
         split = [names[a:b] for a, b in itertools.pairwise(bounds)]
         try:
-            return cls.from_parents(split, parents, ends)
-        except (TypeError, ValueError, OverflowError) as error:
-            raise UserError(f"{source} is no hierarchy: {error}.") from error
+            found = cls.from_parents(split, parents, ends)
+        except (UserError, TypeError, ValueError, OverflowError) as error:
+            raise UserError(f"{source} is no hierarchy: {str(error).rstrip('.')}.") from error
+        siblings = Counter(zip(found.parents_global.tolist(), found.names, strict=True))
+        if twice := next((name for (_, name), times in siblings.items() if times > 1), None):
+            raise UserError(
+                f"{source} is no hierarchy: two classes {twice!r} stand under one parent."
+            )
+        return found
 
     def save(self, path: Path) -> None:
         """Write hierarchy.json."""
