@@ -102,8 +102,13 @@ class Classifier:
         self.service = service
 
     @classmethod
-    def load(cls, folder: Path) -> Classifier:
+    def load(cls, folder: Path, kind: str | None = None) -> Classifier:
         """Read a folder that `Model.export_classifier` wrote.
+
+        Parameters
+        ----------
+        kind
+            The only kind of scorer that it may have; None for any.
 
         Raises
         ------
@@ -113,6 +118,8 @@ class Classifier:
         manifest = read_manifest(folder)
         with understood(folder):
             entry = manifest["scorer"]
+            if kind and entry["kind"] != kind:
+                raise ValueError(f"a scorer of kind {entry['kind']!r}, not {kind!r}")
             check_files(folder, manifest, ["hierarchy.json", *files_of(entry)])
             hierarchy = Hierarchy.load(folder / "hierarchy.json")
             scorer = _load_scorer(folder, entry)

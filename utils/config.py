@@ -79,6 +79,17 @@ def build_config(cls: type[Config], values: Mapping[str, Any], source: str) -> C
     UserError
         Unknown keys, wrong types, values out of bounds: all in one message.
     """
+    return cls(**checked_values(cls, values, source))
+
+
+def checked_values(cls: type, values: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """Check values for a dataclass whose fields `key` declares; each as its field's type.
+
+    Raises
+    ------
+    UserError
+        As for `build_config`.
+    """
     if not isinstance(values, Mapping):
         raise UserError(f"{source}: expected an object of hyperparameters, got {values!r}.")
     fields = {field.name: field for field in dataclasses.fields(cls)}
@@ -95,7 +106,7 @@ def build_config(cls: type[Config], values: Mapping[str, Any], source: str) -> C
         raise UserError(
             f"{source}: {'; '.join(mistakes)}. Known keys: {', '.join(sorted(fields))}."
         )
-    return cls(**{name: _converted(value, hints[name]) for name, value in values.items()})
+    return {name: _converted(value, hints[name]) for name, value in values.items()}
 
 
 def _alternatives(hint: Any) -> tuple[Any, ...]:

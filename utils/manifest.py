@@ -113,8 +113,9 @@ def read_service(folder: Path, manifest: dict[str, Any]) -> ServiceInfo:
         )
     check_files(folder, manifest, [SERVICE])
     found = ServiceInfo(**read_json(folder / SERVICE))
-    if found.runtime not in RUNTIMES:
-        raise ValueError(f"runtime {found.runtime!r} in {SERVICE}")
+    words = (found.model, found.dataset, found.checkpoint)
+    if found.runtime not in RUNTIMES or not all(isinstance(word, str) for word in words):
+        raise ValueError(f"{found} in {SERVICE}")
     return found
 
 
@@ -127,6 +128,8 @@ def check_files(folder: Path, manifest: dict[str, Any], names: Iterable[str]) ->
         One is missing, or is another.
     """
     for name in names:
+        if ".." in Path(name).parts or Path(name).is_absolute():
+            raise UserError(f"{folder / FILE} names {name!r}, which is not in {folder}.")
         known = manifest["files"].get(name, {})
         if not (folder / name).is_file():
             raise UserError(f"{folder / name} is missing. Export again.")
@@ -142,7 +145,9 @@ def understood(folder: Path) -> Iterator[None]:
     """
     try:
         yield
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+    except UserError:
+        raise
+    except Exception as error:
         raise UserError(
             f"{folder / FILE} does not fit the files beside it ({type(error).__name__}: {error}). "
             "Export again."

@@ -18,7 +18,8 @@ MICRO_BATCH = 64
 BATCH_CELLS = 768
 """Texts are scored in batches of at most so many rows and cells: tokens, or TF-IDF features. Short
 texts gain from neighbours, long ones from fitting the caches."""
-LOG_ERRORS = 3
+LOG_NOTHING = 4
+"""But what ends the process: everything else is an exception too."""
 
 Session: TypeAlias = onnxruntime.InferenceSession
 
@@ -34,13 +35,17 @@ def open_session(path: Path) -> Session:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = thread_count()
     options.inter_op_num_threads = 1
-    options.log_severity_level = LOG_ERRORS
+    options.log_severity_level = LOG_NOTHING
     # Waiting threads sleep: several workers share the cores of a server.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     try:
         return Session(path, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # the runtime's exceptions share no public base
-        raise UserError(f"{path} cannot be opened: {str(error).splitlines()[0]}") from error
+        raise UserError(f"{path} cannot be opened: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 class OnnxScorer:
@@ -62,7 +67,10 @@ class OnnxScorer:
     @classmethod
     def load(cls, folder: Path, entry: dict[str, Any]) -> OnnxScorer:
         """Open an exported folder; `entry` is its manifest's `scorer`."""
-        return cls(front_end(folder, entry), open_session(folder / entry["file"]))
+        front = front_end(folder, entry)
+        scorer = cls(front, open_session(folder / entry["file"]))
+        scorer.run(front.edge_rows())
+        return scorer
 
     def encode(self, texts: Sequence[str]) -> Rows:
         """Turn texts into rows: all that happens before the graph, and free of it.
@@ -87,7 +95,12 @@ class OnnxScorer:
     def _run_graphs(self, inputs: dict[str, Any]) -> list[Any]:
         for graph in self._graphs:
             names = [output.name for output in graph.get_outputs()]
-            outputs = graph.run(names, inputs)
+            try:
+                outputs = graph.run(names, inputs)
+            except Exception as error:  # the runtime's exceptions share no public base
+                raise UserError(
+                    f"The graph does not take what stands before it: {_first_line(error)}"
+                ) from error
             inputs = dict(zip(names, outputs, strict=True))
         return [inputs["scores"], inputs["features"]]
 

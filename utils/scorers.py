@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from utils.errors import UserError
 from utils.ragged import Rows
 
-FrontEnd = Callable[[Sequence[str]], Rows]
 THREADS = "KTT_THREADS"
+
+
+class FrontEnd(Protocol):
+    """Texts to rows of a graph's input."""
+
+    def __call__(self, texts: Sequence[str]) -> Rows:
+        """Rows of some texts."""
+        ...
+
+    def edge_rows(self) -> Rows:
+        """Rows with the largest ids that there can be, as many as there can be: a graph that takes
+        them belongs to this."""
+        ...
 
 
 def thread_count() -> int:
@@ -40,7 +52,7 @@ def front_end(folder: Path, entry: dict[str, Any]) -> FrontEnd:
     if "vocabulary" in entry:
         from utils.tfidf import TfidfFeatures
 
-        return TfidfFeatures.load(folder / entry["vocabulary"], entry["tfidf"]).rows
+        return TfidfFeatures.load(folder / entry["vocabulary"], entry["tfidf"])
     raise UserError(f"{folder}: its manifest names no front end. Export again.")
 
 

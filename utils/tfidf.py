@@ -18,7 +18,7 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 
-from utils.config import key
+from utils.config import checked_values, key
 from utils.files import atomic_path
 from utils.ragged import padded
 from utils.text import TokenStream, boundary_ngrams, stem, stemmers, token_stream
@@ -302,6 +302,15 @@ class TfidfFeatures:
         """The same as rows for a graph."""
         return TfidfRows(matrix=self.transform(texts))
 
+    def __call__(self, texts: Iterable[str]) -> TfidfRows:
+        """The same: a front end of a graph."""
+        return self.rows(texts)
+
+    def edge_rows(self) -> TfidfRows:
+        """A row with the last feature, and one without any, which is padded."""
+        last = ([np.float32(1)], ([0], [self.feature_count - 1]))
+        return TfidfRows(matrix=sp.csr_matrix(last, shape=(2, self.feature_count)))
+
     def save(self, path: Path) -> dict[str, Any]:
         """Write the vocabulary to a file; return the settings that `load` needs."""
         from safetensors.numpy import save_file
@@ -330,13 +339,16 @@ class TfidfFeatures:
     @classmethod
     def from_state(cls, arrays: Arrays, meta: dict[str, Any]) -> TfidfFeatures:
         """Rebuild from `state`."""
-        settings = TfidfSettings(**meta)
+        settings = TfidfSettings(**checked_values(TfidfSettings, meta, "tfidf"))
         runs = [arrays[f"runs_{n}"] for n in range(2, settings.word_ngrams + 1)]
         chars = None
         if settings.char_ngrams:
             grams = _unpack(arrays["chars"])
             chars = CharVocabulary(grams, settings.char_ngrams_from, settings.char_ngrams)
-        return cls(settings, WordVocabulary(_unpack(arrays["words"]), runs), chars, arrays["idf"])
+        words, idf = WordVocabulary(_unpack(arrays["words"]), runs), arrays["idf"]
+        if idf.shape != (len(words) + (len(chars.grams) if chars else 0),):
+            raise ValueError(f"{idf.shape} weights do not fit its vocabulary")
+        return cls(settings, words, chars, idf)
 
 
 def _learn_counts(

@@ -130,6 +130,12 @@ class TextTokenizer:
         """Content of a tokenizer.json that cuts texts as this does, and pads none."""
         return str(self._tokenizer.to_str(pretty=False))
 
+    def edge_rows(self) -> TokenRows:
+        """A row of the greatest length, of the largest id but for one that fills rows up."""
+        ids = np.full(self.max_len, self.largest_id, dtype=np.int32)
+        ids[-1] = self.pad_id
+        return TokenRows(ids=ids, starts=np.array([0, len(ids)]), pad_id=self.pad_id)
+
     def words(self) -> list[str]:
         """Whatever it has a token for, in the order of their ids."""
         vocabulary = self._tokenizer.get_vocab()

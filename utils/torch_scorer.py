@@ -1,10 +1,12 @@
 """Scores texts with a model's TorchScript: what serves encoder models on a GPU.
 
 The archive is read by PyTorch's own reader of TorchScript, which runs no Python code of the file.
+What TorchScript itself can do to files is refused before.
 """
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +20,7 @@ from utils.errors import UserError
 from utils.ragged import Rows, batches_of_cells
 from utils.scorers import FrontEnd, front_end, thread_count
 
+_FILES = re.compile(rb"\b(save|from_file)\b")
 BATCHES = {"cpu": (64, 768), "cuda": (256, 16_384)}
 """Rows and tokens of a batch, padded, at most."""
 
@@ -64,7 +67,10 @@ class TorchScorer:
             torch.set_num_threads(thread_count())
         wanted = device == "cuda" and bool(entry.get("half")) if half is None else half
         script = _open(folder / entry["file"], device)
-        return cls(front_end(folder, entry), script, entry["widths"], device, wanted)
+        front = front_end(folder, entry)
+        scorer = cls(front, script, entry["widths"], device, wanted)
+        scorer.run(front.edge_rows())
+        return scorer
 
     def encode(self, texts: Sequence[str]) -> Rows:
         """Turn texts into rows: all that happens before the script, and free of it."""
@@ -100,8 +106,17 @@ def _open(path: Path, device: str) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of TorchScript as a whole
         try:
+            _check_code(str(path))
             script: Any = torch.jit.load(str(path), map_location=device)  # type: ignore[no-untyped-call]
             return script.eval()
         except (RuntimeError, ValueError) as error:
             reason = (str(error).splitlines() or [""])[0]
             raise UserError(f"{path} cannot be opened: {reason}") from error
+
+
+def _check_code(path: str) -> None:
+    """Refuse TorchScript that writes or reads files; as its own reader finds it in the archive."""
+    reader = torch._C.PyTorchFileReader(path)
+    for name in reader.get_all_records():
+        if name.startswith("code/") and _FILES.search(reader.get_record(name)):
+            raise ValueError("its code would write or read files")

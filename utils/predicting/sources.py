@@ -118,7 +118,7 @@ def from_export(folder: Path) -> Source:
     from utils.classifier import Classifier
     from utils.onnx_scorer import OnnxScorer
 
-    found = Classifier.load(folder)
+    found = Classifier.load(folder, kind="onnx")
     manifest, scorer = found.manifest, cast(OnnxScorer, found.scorer)
     info = _object(manifest, "info")
     checkpoint = str(info.get("checkpoint", "an unknown checkpoint"))
