@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -222,10 +223,11 @@ def flat(paths: tuple[str, ...], name: str, **values: Any) -> None:
     from utils.adapters.reading import ReadOptions
     from utils.adapters.splitting import Ratios
 
-    if Path(name).is_file():
-        raise UserError(
-            f"{name} is a file: NAME, which comes after the files, is missing or in its place."
-        )
+    with suppress(OSError):  # no file can have such a name, and no dataset: which is said later
+        if Path(name).is_file():
+            raise UserError(
+                f"{name} is a file: NAME, which comes after the files, is missing or in its place."
+            )
     _keep_freed_memory()
     records = tuple(key.strip() for key in values["records"].split(",") if key.strip())
     options = FlatOptions(

@@ -156,7 +156,7 @@ EPILOG = """Examples:
     "--split", type=click.Choice(SPLITS), default="test", show_default=True, help="Its rows."
 )
 @click.option(
-    "-o", "--output", type=click.Path(path_type=Path),
+    "-o", "--output", type=cli.FilePath(),
     help="The report.  [default: CHECKPOINT_on_DATASET_SPLIT.json beside the checkpoint]",
 )  # fmt: skip
 @click.option(

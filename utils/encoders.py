@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from utils.architectures import IGNORED, checked_config, no_larger_than
 from utils.errors import UserError
 from utils.files import read_json
+from utils.paths import given_path
 from utils.tokenizer import TextTokenizer
 
 if TYPE_CHECKING:
@@ -204,7 +205,7 @@ def encoder_folder(name: str) -> Path:
     """The folder that holds an encoder's files; those of a hub's id are fetched if need be."""
     if name in PACKAGED:
         return _packaged(name)
-    folder = Path(name).expanduser()
+    folder = given_path(name)
     if folder.is_dir():
         return _checked_folder(folder)
     if close := difflib.get_close_matches(name, PACKAGED, n=1, cutoff=0.75):

@@ -100,7 +100,17 @@ def is_device(path: Path) -> bool:
 
 def followed(path: Path) -> Path:
     """The file that a link leads to, or the path itself: what a person who names a link means."""
-    return Path(os.path.realpath(path)) if path.is_symlink() and not is_device(path) else path
+    with suppress(OSError):  # a name that is too long: what comes next says so
+        if path.is_symlink() and not is_device(path):
+            return Path(os.path.realpath(path))
+    return path
+
+
+def _prepare(path: Path) -> None:
+    """Make the folder of a path; a name that no file can have is an error before the work."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.exists()
+    _sweep(path.parent)
 
 
 @contextmanager
@@ -118,8 +128,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     if is_device(path):
         raise UserError(f"{path} is a device or a pipe, not a file. Choose another place.")
     with explained(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(path.parent)
+        _prepare(path)
         handle, name = tempfile.mkstemp(prefix=_prefix(), suffix=path.suffix, dir=path.parent)
         os.close(handle)
         temporary = Path(name)
@@ -151,8 +160,7 @@ def atomic_dir(path: Path, keep: Sequence[str] = ()) -> Iterator[Path]:
         The folder cannot be written.
     """
     with explained(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(path.parent)
+        _prepare(path)
         temporary = Path(tempfile.mkdtemp(prefix=_prefix(), dir=path.parent))
         try:
             yield temporary
