@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
+from transformers import CONFIG_MAPPING
 
 import evaluate
 import export
 import predict
 from models import model_class
-from tests.helpers_torch import tiny_encoder
+from tests.helpers_torch import tiny_encoder, tokenizer_json, vocabulary
 from tests.tiny import write_tiny_dataset
 from utils.architectures import TYPES
 from utils.checkpoints import read_checkpoint, write_checkpoint
@@ -24,6 +27,7 @@ from utils.config import build_config
 from utils.encoders import EncoderSpec, build_encoder, load_encoder, position_limit
 from utils.errors import UserError
 from utils.paths import Layout
+from utils.tokenizer import TextTokenizer
 
 MODEL = "db_linear"
 Meta = dict[str, Any]
@@ -78,7 +82,8 @@ def trap(folder: Path) -> Path:
     folder.mkdir()
     mark = folder / "executed"
     (folder / "code.py").write_text(
-        f"import pathlib\npathlib.Path({str(mark)!r}).touch()\nfrom transformers import BertModel as M\n"
+        f"import pathlib\npathlib.Path({str(mark)!r}).touch()\n"
+        "from transformers import BertModel as M\n"
     )
     return mark
 
@@ -91,7 +96,7 @@ def test_code_that_a_checkpoint_names_is_not_run_whatever_is_answered(
     write_tiny_dataset(layout, "tiny", rows=49)
     mark = trap(tmp_path / "evil")
     arrays, meta = sound[0], copy.deepcopy(sound[1])
-    named = {name: f"{mark.parent}--code.M" for name in ("AutoModel", "AutoConfig")}
+    named = dict.fromkeys(("AutoModel", "AutoConfig"), f"{mark.parent}--code.M")
     meta["state"]["encoder"]["architecture"] = {"model_type": kind, "auto_map": named}
     path = layout.weight_dir(MODEL, "tiny") / "best_2026-01-01T00:00:00.pt"
     write_checkpoint(path, arrays, meta)
@@ -222,20 +227,16 @@ def test_a_panic_of_the_tokenizers_library_is_one_line(
     def broken(values: Meta) -> None:
         values["post_processor"]["single"].append({"SpecialToken": {"id": "[NONE]", "type_id": 0}})
         if many:
-            values["post_processor"] = {"type": "Sequence", "processors": [values["post_processor"]]}
+            parts = [values["post_processor"]]
+            values["post_processor"] = {"type": "Sequence", "processors": parts}
 
     refused(load, with_tokenizer(broken), "tokenizer.json is damaged")
     assert capfd.readouterr() == ("", "")
-    import os
-
     os.write(2, b"still there")
     assert capfd.readouterr().err == "still there"
 
 
 def test_a_panic_amid_texts_is_the_users_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    from tests.helpers_torch import tokenizer_json
-    from utils.tokenizer import TextTokenizer
-
     class PanicException(BaseException):
         """As pyo3 names what Rust's panics become."""
 
@@ -276,8 +277,6 @@ def test_texts_longer_than_the_encoder_takes(load: Callable[..., Any], length: i
 
 @pytest.mark.parametrize("kind", TYPES)
 def test_every_type_that_may_be_built_encodes(kind: str) -> None:
-    from transformers import CONFIG_MAPPING
-
     config_class = CONFIG_MAPPING[kind]
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "pad_token_id": 1,
              "intermediate_size": 64, "vocab_size": 77, "max_position_embeddings": 64,
@@ -285,8 +284,6 @@ def test_every_type_that_may_be_built_encodes(kind: str) -> None:
              "true_hidden_size": 32}  # fmt: skip
     named = {config_class.attribute_map.get(key, key): size for key, size in sizes.items()}
     known = config_class().to_dict()
-    from tests.helpers_torch import tokenizer_json, vocabulary
-
     words = len(vocabulary())
     architecture = {key: value for key, value in named.items() if key in known}
     spec = EncoderSpec(
@@ -296,10 +293,42 @@ def test_every_type_that_may_be_built_encodes(kind: str) -> None:
     encoder = build_encoder(spec, 16).eval()
     limit = position_limit(encoder.transformer.config)
     rows = spec.text_tokenizer(limit)(["wash " * 100, "foam"])
-    import torch
-
     ids, mask = (torch.from_numpy(part) for part in rows.padded(np.arange(2)))
     with torch.inference_mode():
         together, alone = encoder(ids, mask), encoder(ids[1:, :3], mask[1:, :3])
     assert together.shape == (2, encoder.width)
     np.testing.assert_allclose(together[1:], alone, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda arrays, meta: arrays.update(
+            words=np.frombuffer(bytes(arrays["words"]) + b"\nzebra", np.uint8)
+        ),
+        lambda arrays, meta: arrays.update(runs_2=np.append(arrays["runs_2"], [10**12] * 9)),
+        lambda arrays, meta: arrays.update(idf=arrays["idf"][:, None]),
+        lambda arrays, meta: meta["state"]["tfidf"].update(word_ngrams=10**9),
+        lambda arrays, meta: meta["state"]["tfidf"].update(char_ngrams=10**9),
+        lambda arrays, meta: meta["state"].update(tfidf=[]),
+        lambda arrays, meta: meta["hierarchy"]["classes"].__setitem__(0, "a\nb"),
+        lambda arrays, meta: meta["hierarchy"]["classes"].__setitem__(0, "a\udfff"),
+        lambda arrays, meta: meta["hierarchy"]["classes"].__setitem__(
+            0, meta["hierarchy"]["classes"][1]
+        ),
+    ],
+)
+def test_a_linear_checkpoint_that_does_not_fit_together(
+    tmp_path: Path, change: Callable[[Arrays, Meta], Any]
+) -> None:
+    data = write_tiny_dataset(Layout(tmp_path / "root"), "tiny", rows=49)
+    cls = model_class("tfidf_lsgd")
+    model = cls(data.hierarchy, build_config(cls.Config, {"max_iter": 5}, "test"))
+    list(model.fit(data.train, data.val, epochs=None, seed=0))
+    model.save(tmp_path / "model.pt")
+    assert cls.from_checkpoint(tmp_path / "model.pt").predict(["zebra"])
+    arrays, meta = read_checkpoint(tmp_path / "model.pt")
+    change(arrays, meta)
+    write_checkpoint(tmp_path / "model.pt", arrays, meta)
+    with pytest.raises(UserError, match=r"model\.pt"):
+        cls.from_checkpoint(tmp_path / "model.pt")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -81,10 +82,8 @@ def test_code_of_a_tokenizer_is_not_run(
     load(folder)  # whose tokenizer.json says everything
     (folder / "tokenizer.json").rename(folder / "gone")
     (folder / "vocab.txt").write_text("\n".join(vocabulary()))
-    try:
+    with suppress(UserError):
         load(folder)
-    except UserError as error:
-        assert "\n" not in error.message
     assert not mark.exists()
 
 

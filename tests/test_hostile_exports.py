@@ -151,7 +151,10 @@ def test_files_outside_the_folder_are_not_opened(
 def test_a_vocabulary_of_odd_settings(
     linear: Path, tmp_path: Path, change: Callable[[Values], Any]
 ) -> None:
-    refused(edited(linear, tmp_path / "export", lambda folder, manifest: change(manifest["scorer"])))
+    def changed(folder: Path, manifest: Values) -> None:
+        change(manifest["scorer"])
+
+    refused(edited(linear, tmp_path / "export", changed))
 
 
 @pytest.mark.parametrize("more", [True, False])

@@ -144,9 +144,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
         f"outs:\n- path: val.parquet\n  md5: {MD5}\n",
     ],
 )  # fmt: skip
-def test_what_dvc_add_writes_is(
-    layout: Layout, monkeypatch: pytest.MonkeyPatch, text: str
-) -> None:
+def test_what_dvc_add_writes_is(layout: Layout, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     file = layout.dataset("tiny") / "val.parquet"
     file.parent.mkdir(parents=True)
     file.with_name("val.parquet.dvc").write_text(text, newline="")

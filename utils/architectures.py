@@ -108,18 +108,22 @@ def _parts(value: Any) -> Iterator[Any]:
 # -- size -----------------------------------------------------------------------------------
 
 
-class _Counted(TorchDispatchMode):
+class _Counted(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Adds up the memory of tensors that are made from numbers alone, and ends it at a limit.
 
     What is computed from tensors is no larger than they are.
     """
 
     def __init__(self, limit: int) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.left = limit
 
     def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
         given = tree_leaves((args, kwargs))
         made = func(*args, **(kwargs or {}))

@@ -1,7 +1,7 @@
 """DVC's small files, before DVC is given one: each stands for the one file or folder beside it.
 
 They come with a dataset or a model from anywhere, and DVC writes wherever they say. So they are
-read here first, as text in the one form that ``dvc add`` writes: two readers of YAML need not agree.
+read here first, as text in the one form that ``dvc add`` writes: two readers of YAML may differ.
 """
 
 from __future__ import annotations

@@ -85,7 +85,7 @@ class Encoder(nn.Module):
         super().__init__()
         if hasattr(transformer, "pooler"):
             # Pretrained for another task, and never used here.
-            transformer.pooler = None
+            transformer.pooler = None  # type: ignore[assignment]
         self.transformer = transformer
         self.spec = spec
 
