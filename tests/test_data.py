@@ -64,6 +64,8 @@ def test_ragged_lists_become_a_padded_matrix() -> None:
     assert code_matrix(lists, 3).tolist() == [[1, 2, -1], [3, -1, -1], [4, 5, 6]]
     assert code_matrix(lists[1:], 3).tolist() == [[3, -1, -1], [4, 5, 6]]
     assert code_matrix(lists[:0], 3).shape == (0, 3)
+    holes = pa.array([[0, None], None, [None, 1]], pa.list_(pa.int32()))
+    assert code_matrix(holes, 2).tolist() == [[0, -1], [-1, -1], [-1, 1]]  # and no warning
 
 
 def test_taking_rows_keeps_texts_and_codes_together(layout: Layout) -> None:

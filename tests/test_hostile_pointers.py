@@ -271,3 +271,15 @@ def test_settings_that_come_with_a_project_run_nothing(
         dvc.ensure(layout, file)
     with pytest.raises(UserError, match="can run a program of whoever wrote it"):
         dvc.add(layout.root, [file])
+
+
+def test_a_pipeline_that_grows_as_it_is_written_out(layout: Layout) -> None:
+    lines = ["vars:", "- a0: &a0 [x, x]"]
+    lines += [f"- a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 30)]
+    lines += ["stages:", "  one:", "    outs:", "    - *a29", "    - ${a29}", "    - real: *a29"]
+    layout.root.mkdir()
+    (layout.root / "dvc.yaml").write_text("\n".join(lines))
+    assert dvc.pipeline_stage(layout.root, layout.root / "real" / "file") == "one"
+    assert dvc.pipeline_stage(layout.root, layout.root / "other") is None
+    (layout.root / "dvc.yaml").write_text("a: " + "[" * 50_000)
+    assert dvc.pipeline_stage(layout.root, layout.root / "other") is None

@@ -188,5 +188,5 @@ def code_matrix(codes: Any, depth: int) -> Ints:
     if lengths.max() > depth:
         raise UserError(f"A row has {lengths.max()} codes in a tree of {depth} levels.")
     matrix = np.full((len(codes), depth), -1, dtype=np.int32)
-    matrix[np.arange(depth) < lengths[:, None]] = codes.flatten().to_numpy(zero_copy_only=False)
+    matrix[np.arange(depth) < lengths[:, None]] = codes.flatten().fill_null(-1).to_numpy()
     return matrix

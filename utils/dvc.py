@@ -256,7 +256,7 @@ def _read_yaml(file: Path) -> dict[str, Any]:
     """A YAML file; nothing where it is damaged, which DVC itself tells better."""
     import yaml
 
-    with suppress(OSError, ValueError, yaml.YAMLError):
+    with suppress(OSError, ValueError, RecursionError, yaml.YAMLError):
         found = yaml.safe_load(file.read_text("utf-8"))
         return found if isinstance(found, dict) else {}
     return {}
@@ -265,19 +265,22 @@ def _read_yaml(file: Path) -> dict[str, Any]:
 def _variables(content: Mapping[str, Any]) -> dict[str, Any]:
     given = content.get("vars")
     blocks = given if isinstance(given, list) else []
+    # no lists or objects: written out, those of a few lines of YAML can fill the memory
     return {
-        key: value for block in blocks if isinstance(block, dict) for key, value in block.items()
-    }
+        key: value
+        for block in blocks if isinstance(block, dict)
+        for key, value in block.items() if isinstance(value, str | int | float)
+    }  # fmt: skip
 
 
 def _stage_outputs(stage: Mapping[str, Any]) -> Iterator[str]:
     for kind in ("outs", "metrics", "plots"):
         entries = stage.get(kind)
         for entry in entries if isinstance(entries, list) else ():
-            if isinstance(entry, dict) and "path" in entry:  # as dvc.lock has it
-                yield str(entry["path"])
-            else:
-                yield str(next(iter(entry), "")) if isinstance(entry, dict) else str(entry)
+            if isinstance(entry, dict):  # as dvc.lock has it, or with options
+                entry = entry.get("path", next(iter(entry), ""))
+            if isinstance(entry, str):
+                yield entry
 
 
 def _filled(text: str, values: Mapping[str, Any]) -> str:
