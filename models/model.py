@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -16,7 +15,15 @@ from utils.calibration import fit_temperature, negative_log_likelihood
 from utils.checkpoints import Arrays, read_checkpoint, write_checkpoint
 from utils.config import ModelConfig, build_config, config_to_dict
 from utils.data import Split
-from utils.decode import Floats, Predictions, ScoreHistogram, decode, join, leaf_log_probs
+from utils.decode import (
+    Floats,
+    Predictions,
+    ScoreHistogram,
+    check_temperature,
+    decode,
+    join,
+    leaf_log_probs,
+)
 from utils.errors import UserError
 from utils.files import atomic_dir, write_json
 from utils.hierarchy import Hierarchy, Ints
@@ -414,8 +421,7 @@ class Model(ABC):
         ValueError
             It cannot.
         """
-        if not (math.isfinite(self.temperature) and self.temperature > 0):
-            raise ValueError(f"its temperature is {self.temperature}")
+        check_temperature(self.temperature)
         for scores, features in self.score_batches(["a text"]):
             if scores.shape[1] not in (self.tree.class_count, self.tree.level_sizes[-1]):
                 raise ValueError(f"{scores.shape[1]} scores do not fit its tree")

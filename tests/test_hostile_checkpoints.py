@@ -270,6 +270,11 @@ def test_an_encoder_of_wrong_values(load: Callable[..., Any], values: Meta) -> N
     refused(load, lambda arrays, meta: meta["state"]["encoder"].update(values))
 
 
+@pytest.mark.parametrize("value", [1e308, 1e-308, 0, -1, float("nan"), float("inf"), "x", None])
+def test_a_temperature_that_no_calibration_gives(load: Callable[..., Any], value: Any) -> None:
+    refused(load, lambda arrays, meta: meta.update(temperature=value))
+
+
 @pytest.mark.parametrize("length", [65, 10**6, 2**31 - 1])
 def test_texts_longer_than_the_encoder_takes(load: Callable[..., Any], length: int) -> None:
     refused(load, lambda arrays, meta: meta["config"].update(max_len=length), "max_len")

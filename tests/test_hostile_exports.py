@@ -112,6 +112,8 @@ def in_json(name: str, change: Callable[[Values], Any]) -> Callable[[Path, Value
     in_json("service.json", lambda v: v.update(more=1)),
     lambda folder, manifest: manifest.update(temperature="1e400"),
     lambda folder, manifest: manifest.update(temperature=[1]),
+    lambda folder, manifest: manifest.update(temperature=1e300),
+    lambda folder, manifest: manifest.update(temperature=1e-300),
     lambda folder, manifest: (folder / "model.onnx").write_bytes(b"\x08"),
     lambda folder, manifest: (folder / "hierarchy.json").write_text("[" * 5000),
 ])  # fmt: skip

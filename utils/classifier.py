@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from utils.decode import Floats, Predictions, Scorer, decode
+from utils.decode import Floats, Predictions, Scorer, check_temperature, decode
 from utils.hierarchy import Bools, Hierarchy, Ints
 from utils.manifest import ServiceInfo, check_files, read_manifest, read_service, understood
 from utils.scorers import files_of
@@ -125,8 +124,7 @@ class Classifier:
             scorer = _load_scorer(folder, entry)
             temperature, service = float(manifest["temperature"]), read_service(folder, manifest)
             found = cls(scorer, hierarchy, temperature, manifest, service)
-            if not 0 < found.temperature < math.inf:
-                raise ValueError(f"temperature {found.temperature}")
+            check_temperature(found.temperature)
             found.answer([""])  # graph, tokenizer and tree belong together
         return found
 

@@ -22,6 +22,7 @@ from utils.hierarchy import Hierarchy, Ints
 Floats = NDArray[np.float32]
 
 TOP = 5
+TEMPERATURES = (1e-4, 1e4)  # calibration looks from 1e-3 to 1e3
 PRECISION_BITS = 12  # mantissa bits dropped by ScoreHistogram: 11 are kept, 0.05 % resolution
 
 
@@ -59,6 +60,18 @@ def family_log_softmax(scores: Floats, tree: Hierarchy) -> Floats:
     result = np.empty_like(ordered)
     result[:, order] = ordered
     return result
+
+
+def check_temperature(temperature: float) -> None:
+    """Refuse what no calibration gives, and 32 bits cannot divide by.
+
+    Raises
+    ------
+    ValueError
+        It is out of range, or no number.
+    """
+    if not TEMPERATURES[0] <= temperature <= TEMPERATURES[1]:
+        raise ValueError(f"its temperature is {temperature}")
 
 
 def leaf_log_probs(scores: Floats, tree: Hierarchy, temperature: float) -> Floats:
