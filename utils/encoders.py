@@ -12,7 +12,6 @@ import difflib
 import importlib
 import importlib.util
 import logging
-import math
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from utils.architectures import IGNORED, checked_config, no_larger_than
+from utils.encoder_files import WEIGHTS, read_config, tokenizer_json, weight_bytes
 from utils.errors import UserError
 from utils.files import read_json
 from utils.paths import given_path
@@ -43,11 +43,9 @@ WANTED = (
     "vocab.txt", "modules.json", "1_Pooling/config.json", "model.safetensors",
     "model.safetensors.index.json", "model-*-of-*.safetensors",
 )  # fmt: skip
-WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 ADAPTER = "adapter_config.json"
 HUB_SECONDS = 5.0
 _HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
-_PART = re.compile(r"\w[\w.-]*\.safetensors")
 _FIRST_AFTER_PADDING = ("camembert", "mpnet", "roberta", "xlm-roberta")
 """Encoders that count positions from behind the padding id."""
 
@@ -143,10 +141,10 @@ def load_encoder(name: str, *, pooling: str, max_len: int) -> Encoder:
     with _quiet(name):
         from transformers import AutoModel
 
-        config = _read_config(folder)
+        config = read_config(folder)
         _check_config(name, config, max_len)
         # without memory first: what the file lacks is made up, however much that is
-        with torch.device("meta"), no_larger_than(_weight_bytes(folder)):
+        with torch.device("meta"), no_larger_than(weight_bytes(folder)):
             AutoModel.from_config(config, trust_remote_code=False)  # type: ignore[no-untyped-call]
         transformer, report = AutoModel.from_pretrained(
             folder,
@@ -156,7 +154,7 @@ def load_encoder(name: str, *, pooling: str, max_len: int) -> Encoder:
             trust_remote_code=False,
             output_loading_info=True,
         )
-        tokenizer = _tokenizer_json(folder, config)
+        tokenizer = tokenizer_json(folder, config)
     missing = [key for key in report["missing_keys"] if not key.startswith("pooler.")]
     if missing:
         raise UserError(
@@ -319,43 +317,6 @@ def _quiet(name: str) -> Iterator[None]:
 # -- what it is ---------------------------------------------------------------------------
 
 
-def _read_config(folder: Path) -> Any:
-    values = read_json(folder / "config.json")
-    if not isinstance(values, dict):
-        raise UserError(f"{folder / 'config.json'} is no description of an encoder.")
-    kept = {key: value for key, value in values.items() if key not in IGNORED}
-    return checked_config(kept, str(folder / "config.json"))
-
-
-def _weight_bytes(folder: Path) -> int:
-    """Memory of the weights that a folder holds, in 32 bits."""
-    from safetensors import safe_open
-
-    count = 0
-    for path in _weight_files(folder):
-        with safe_open(path, framework="numpy") as file:
-            shapes = [file.get_slice(key).get_shape() for key in file.keys()]  # noqa: SIM118
-        count += sum(map(math.prod, shapes))
-    return 4 * count
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    """The file of all weights, or those that its index names."""
-    whole, index = (folder / name for name in WEIGHTS)
-    if whole.is_file():
-        return [whole]
-    values = read_json(index)
-    placed = values.get("weight_map") if isinstance(values, dict) else None
-    names = placed.values() if isinstance(placed, dict) else [None]
-    for name in names:
-        if not isinstance(name, str) or not _PART.fullmatch(name):
-            raise UserError(
-                f"{index} names {name!r}, which is no file of weights in this folder. Fetch the "
-                "encoder again."
-            )
-    return [folder / name for name in sorted(set(names))]
-
-
 def _check_config(name: str, config: Any, max_len: int) -> None:
     if config.is_encoder_decoder or not getattr(config, "hidden_size", None):
         raise UserError(
@@ -406,15 +367,3 @@ def _pooling(folder: Path) -> str:
         first = isinstance(chosen, dict) and chosen.get("pooling_mode_cls_token")
         return "cls" if first else "mean"
     return "mean" if (folder / "modules.json").is_file() else "cls"
-
-
-def _tokenizer_json(folder: Path, config: Any) -> str:
-    file = folder / "tokenizer.json"
-    if file.is_file():
-        return file.read_text(encoding="utf-8")
-    from transformers import AutoTokenizer
-
-    made = AutoTokenizer.from_pretrained(
-        folder, config=config, use_fast=True, trust_remote_code=False
-    )
-    return str(made.backend_tokenizer.to_str())
