@@ -20,6 +20,7 @@ FORMAT = 2
 OPSET = 17
 OPSETS = range(11, 21)
 RUNTIMES = ("onnx", "torch")
+AGAIN = "Export again."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,10 +146,12 @@ def understood(folder: Path) -> Iterator[None]:
     """
     try:
         yield
-    except UserError:
-        raise
+    except UserError as error:
+        if error.message.endswith(AGAIN):
+            raise
+        raise UserError(f"{folder}: {error.message} {AGAIN}") from error
     except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
         raise UserError(
-            f"{folder / FILE} does not fit the files beside it ({type(error).__name__}: {error}). "
-            "Export again."
+            f"{folder / FILE} does not fit the files beside it ({reason}). {AGAIN}"
         ) from error
