@@ -13,7 +13,7 @@ import click
 from models import MODELS
 from utils import cli
 from utils.errors import UserError
-from utils.paths import Layout
+from utils.paths import Layout, given_path
 from utils.predicting import RUNTIMES
 
 if TYPE_CHECKING:
@@ -111,6 +111,7 @@ def evaluate_pair(
     from utils.runner import opener
 
     other, split = options["on"] or dataset, options["split"]
+    output = given_path(options["output"]) if options["output"] else None
     data = load_dataset(layout, other)
     rows = split_of(data, split)
     source = opener(layout, model, dataset, options["time"], options["runtime"])()
@@ -132,7 +133,7 @@ def evaluate_pair(
     }
     form = f"_{source.form}" if source.form else ""
     name = f"{Path(source.checkpoint).stem}_on_{other}_{split}{form}.json"
-    path = options["output"] or layout.weight_dir(model, dataset) / name
+    path = output or layout.weight_dir(model, dataset) / name
     write_json(followed(path), report)
     return report["metrics"], path
 
@@ -156,7 +157,7 @@ EPILOG = """Examples:
     "--split", type=click.Choice(SPLITS), default="test", show_default=True, help="Its rows."
 )
 @click.option(
-    "-o", "--output", type=cli.FilePath(),
+    "-o", "--output", type=click.Path(path_type=Path),
     help="The report.  [default: CHECKPOINT_on_DATASET_SPLIT.json beside the checkpoint]",
 )  # fmt: skip
 @click.option(

@@ -114,12 +114,12 @@ EPILOG = """Examples:
 
 
 @click.command(epilog=EPILOG, context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("file", type=cli.FilePath())
+@click.argument("file", type=click.Path(path_type=Path))
 @click.option("-m", "--model", help=f"Model: {', '.join(MODELS)}.")
 @click.option("-d", "--dataset", help="Dataset that it was trained on.")
 @cli.tag_option
 @click.option(
-    "-o", "--output", type=cli.FilePath(),
+    "-o", "--output", type=click.Path(path_type=Path),
     help="Where to write, - for standard output.  [default: FILE with .predictions in its name]",
 )  # fmt: skip
 @click.option(

@@ -476,7 +476,7 @@ EPILOG = """Examples:
 )  # fmt: skip
 @click.option(
     "--hyperparameters",
-    type=cli.FilePath(),
+    type=click.Path(path_type=Path),
     help="A file instead of hyperparameters.json.",
 )
 @click.option("-r", "--reference", is_flag=True, help="Write the reference set for monitoring.")

@@ -110,7 +110,7 @@ def test_the_longest_name_that_a_file_can_have(here: Path) -> None:
     result = CliRunner().invoke(predict.main, [*PAIR, name])
     assert result.exit_code == 1
     assert isinstance(result.exception, SystemExit)
-    assert result.stderr.splitlines()[-1].startswith("Error: Cannot write")
+    assert result.stderr.splitlines()[-1].startswith("Error: Cannot read")
 
 
 @pytest.mark.parametrize("opened", [atomic_path, atomic_dir])

@@ -35,22 +35,6 @@ fetch_option = click.option(
 )
 
 
-class FilePath(click.Path):
-    """A path that a file can have, whether or not there is one."""
-
-    def __init__(self) -> None:
-        super().__init__(path_type=Path)
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Make a path of it, or say why there can be none."""
-        path = Path(os.fsdecode(super().convert(value, param, ctx)))
-        try:
-            path.exists()
-        except OSError as error:
-            raise UserError(f"Cannot use {path}: {error.strerror}.") from error
-        return path
-
-
 class NameList(click.ParamType[list[str]]):
     """A comma-separated list of names, each once."""
 
