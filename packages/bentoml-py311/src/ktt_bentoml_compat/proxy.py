@@ -6,6 +6,7 @@ In place of methods of bentoml's `MarshalService`.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import traceback
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
@@ -17,6 +18,8 @@ from aiohttp import ClientError, web, web_response
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest, multiprocess
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from yarl import URL
+
+from ktt_bentoml_compat.drain import ANSWERING, DRAIN, LAST_REQUESTS, RECEIVING, Drain, serve
 
 log = logging.getLogger("bentoml.marshal")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -98,8 +101,12 @@ def improve(service: type) -> None:
 
     def make_app(self: Any) -> web.Application:
         app: web.Application = make(self)
-        app.middlewares.append(_front(self.meter))
+        app[DRAIN] = drain = Drain()
+        app.middlewares.append(_front(self.meter, drain))
         return app
+
+    def fork_start_app(self: Any, port: int) -> None:
+        asyncio.run(serve(self.make_app(), port))
 
     async def _batch_handler_template(
         self: Any, requests: Any, api_route: str, max_latency: int
@@ -112,6 +119,7 @@ def improve(service: type) -> None:
 
     members.__init__ = __init__
     members.make_app = make_app
+    members.fork_start_app = fork_start_app
     members._batch_handler_template = _batch_handler_template
     members.request_dispatcher = _only_posts_in_batches(members.request_dispatcher)
     members.relay_handler = relay
@@ -158,14 +166,18 @@ def _unreadable(
     return response
 
 
-def _front(meter: Meter) -> Any:
+def _front(meter: Meter, drain: Drain) -> Any:
     @web.middleware
     async def front(request: web.Request, handler: Handler) -> web.StreamResponse:
         start = perf_counter()
-        if request.path == "/metrics" and request.method in {"GET", "HEAD"}:
-            response: web.StreamResponse = metrics()
+        if drain.begun:
+            response: web.StreamResponse = await refuse(request)
+        elif request.path == "/metrics" and request.method in {"GET", "HEAD"}:
+            response = metrics()
         else:
-            response = await answer(request, handler)
+            response = await answer(request, handler, drain)
+        if drain.begun:
+            response.force_close()
         meter.answered(request.path, response.status, perf_counter() - start)
         return response
 
@@ -175,21 +187,39 @@ def _front(meter: Meter) -> Any:
 def metrics() -> web.Response:
     """All processes' metrics; without the workers' help, which may be busy."""
     registry = CollectorRegistry()
-    multiprocess.MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
-    return web.Response(
-        body=generate_latest(registry), headers={"Content-Type": CONTENT_TYPE_PLAIN_0_0_4}
-    )
+    try:
+        multiprocess.MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+        body = generate_latest(registry)
+    except (OSError, ValueError):  # the folder has been removed, or is not what it was
+        return line(503, "The folder that metrics are kept in is gone.")
+    return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE_PLAIN_0_0_4})
 
 
-async def answer(request: web.Request, handler: Handler) -> web.StreamResponse:
+async def refuse(request: web.Request) -> web.Response:
+    """Refuse a request that comes when the proxy stops; its body, unread, would be an error."""
+    with contextlib.suppress(Exception):
+        async with asyncio.timeout(LAST_REQUESTS):
+            await request.read()
+    return line(503)
+
+
+_NEVER = Drain()
+
+
+async def answer(
+    request: web.Request, handler: Handler, drain: Drain = _NEVER
+) -> web.StreamResponse:
     """Answer a request, whatever happens; a refusal is one line of plain text."""
     if request.path.startswith("//"):
         # The server behind takes it for the path with one slash, past the batches and metrics.
         return line(404)
     try:
-        if not await _received(request):
+        if not await _received(request, drain):
             return line(408)
-        response = await handler(request)
+        async with drain.limit(None, ANSWERING) as limit:
+            response = await handler(request)
+        if limit.expired():  # which a batch takes for a refusal of its own
+            return line(503)
         if isinstance(response, web.HTTPException):
             raise response
     except web.HTTPException as refusal:
@@ -213,10 +243,10 @@ async def answer(request: web.Request, handler: Handler) -> web.StreamResponse:
     return response
 
 
-async def _received(request: web.Request) -> bool:
+async def _received(request: web.Request, drain: Drain) -> bool:
     """Wait for the body, which stays in the request; a client that never ends it holds a socket."""
     try:
-        async with asyncio.timeout(PATIENCE):
+        async with drain.limit(PATIENCE, RECEIVING):
             await request.read()
     except TimeoutError:
         return False

@@ -6,9 +6,11 @@ The files of bentoml stay as they were installed.
 from __future__ import annotations
 
 import ast
+import contextlib
 import functools
 import importlib
 import io
+import logging
 import os
 import pickle
 import sys
@@ -16,6 +18,7 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
+from pathlib import Path
 from types import CodeType, ModuleType, SimpleNamespace
 from typing import Any
 
@@ -193,6 +196,7 @@ class ApiServerLoader(SourceFileLoader):
         super().exec_module(module)
         server = module.__dict__["BentoAPIServer"]
         server.setup_routes = _with_extension(server.setup_routes)
+        server.start = _start_api_server
 
 
 def _with_extension(setup_routes: Callable[[Any], None]) -> Callable[[Any], None]:
@@ -206,6 +210,13 @@ def _with_extension(setup_routes: Callable[[Any], None]) -> Callable[[Any], None
     return extended
 
 
+def _start_api_server(self: Any, port: int, host: str = "127.0.0.1") -> None:
+    """Serve one request after the other. As released this shows an address that is nobody's."""
+    from werkzeug.serving import make_server
+
+    make_server(host, port, self.app, threaded=False).serve_forever()
+
+
 class GunicornConfigLoader(SourceFileLoader):
     """`bentoml.server.gunicorn_config`: no control socket, and no metrics of the dead.
 
@@ -216,8 +227,14 @@ class GunicornConfigLoader(SourceFileLoader):
 
     def exec_module(self, module: ModuleType) -> None:
         super().exec_module(module)
+        remove = module.__dict__["worker_exit"]
+
+        def removed(server: Any, worker: Any) -> None:
+            with contextlib.suppress(OSError):  # of a disk that refuses: it stays
+                remove(server, worker)
+
         module.__dict__["control_socket_disable"] = True
-        module.__dict__["child_exit"] = module.__dict__["worker_exit"]
+        module.__dict__["child_exit"] = module.__dict__["worker_exit"] = removed
 
 
 class LogLoader(SourceFileLoader):
@@ -229,6 +246,8 @@ class LogLoader(SourceFileLoader):
     def exec_module(self, module: ModuleType) -> None:
         super().exec_module(module)
         configuration = module.__dict__["get_logging_config_dict"]
+        configure = module.__dict__["configure_logging"]
+        logging.raiseExceptions = False  # a console or a disk that refuses is no traceback a line
 
         @functools.wraps(configuration)
         def bounded(*arguments: Any, **options: Any) -> dict[str, Any]:
@@ -238,7 +257,29 @@ class LogLoader(SourceFileLoader):
                     handler |= {"maxBytes": LOG_BYTES, "backupCount": 1}
             return found
 
+        @functools.wraps(configure)
+        def configured(*arguments: Any, **options: Any) -> None:
+            if reason := _refuses_logs():
+                print(f"No log files are written: {reason}.", file=sys.stderr)
+                options |= {"file_logging_enabled": False, "base_log_dir": os.curdir}
+            configure(*arguments, **options)
+
         module.__dict__["get_logging_config_dict"] = bounded
+        module.__dict__["configure_logging"] = configured
+
+
+def _refuses_logs() -> OSError | None:
+    """Why log files cannot be written into bentoml's folder, if they cannot."""
+    from bentoml.configuration.containers import BentoMLContainer
+
+    folder = Path(BentoMLContainer.logging_file_directory.get())
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in ("active.log", "prediction.log", "feedback.log"):
+            (folder / name).open("ab").close()
+    except OSError as error:
+        return error
+    return None
 
 
 class SteadyClockLoader(SourceFileLoader):

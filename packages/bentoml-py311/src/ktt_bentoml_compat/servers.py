@@ -9,6 +9,7 @@ import errno
 import functools
 import gc
 import logging
+import math
 import os
 import shutil
 import signal
@@ -22,6 +23,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+from ktt_bentoml_compat import processes
 from ktt_bentoml_compat.cores import THREADS, cores, threads_asked_for
 
 log = logging.getLogger("bentoml.server")
@@ -33,9 +35,10 @@ def improve(module: dict[str, Any]) -> None:
     """Replace what `bentoml.server` starts its servers with."""
     for name in ("start_dev_server", "start_prod_server"):
         module[name] = _prepared(module[name], production=name == "start_prod_server")
-    for name in ("_start_dev_proxy", "_start_prod_proxy"):
-        module[name] = _watching(module[name])
-    module["_start_prod_server"] = _start_prod_server
+    module["_start_dev_proxy"] = _watching(_announcing(module["_start_dev_proxy"]))
+    module["_start_prod_proxy"] = _watching(_start_prod_proxy)
+    module["_start_dev_server"] = processes.behind(module["_start_dev_server"])
+    module["_start_prod_server"] = processes.behind(_start_prod_server)
 
 
 def _prepared(start: Callable[..., None], production: bool) -> Callable[..., None]:
@@ -46,10 +49,12 @@ def _prepared(start: Callable[..., None], production: bool) -> Callable[..., Non
         workers = share_cores(options.get("workers") if production else 1)
         if production:
             options["workers"] = workers
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a terminal that is closed stops nothing
         gc.freeze()  # a collection writes to all it looks at: servers would no longer share that
         try:
             start(*args, **options)
         finally:
+            processes.end_children()
             if _ended_early.is_set():
                 raise SystemExit(1)
 
@@ -79,9 +84,15 @@ def prepare_metrics_folder(port: int | None = None) -> None:
     from bentoml.configuration.containers import BentoMLContainer
 
     folder = Path(BentoMLContainer.prometheus_multiproc_dir.get(), str(port or ""))
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True, exist_ok=True)
     os.environ[METRICS_FOLDER] = str(folder)
+    from ktt_bentoml_compat import counts  # whose import reads that variable
+
+    counts.guard()
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        counts.report_loss(error)
 
 
 def keep_metrics_folder(lock: Any = None) -> None:
@@ -155,9 +166,56 @@ def _end_of(server: BaseProcess) -> int:
 def _stop_after(end: int) -> None:
     wait([end])
     time.sleep(1)  # whoever stops both at once has no need of the rest
-    _ended_early.set()
-    log.error("The API server has ended, so the proxy ends too.")
-    os.kill(os.getpid(), signal.SIGTERM)
+    if not processes.stopping.is_set():
+        _ended_early.set()
+        log.error("The API server has ended, so the proxy ends too.")
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+# -- the servers ----------------------------------------------------------------------------
+
+
+def _announce(port: int) -> None:
+    log.info("The service is at http://%s:%d (stop it with Ctrl+C).", LOOPBACK, port)
+
+
+def _announcing(start_proxy: Callable[..., None]) -> Callable[..., None]:
+    @functools.wraps(start_proxy)
+    def announcing(*args: Any, **options: Any) -> None:
+        _announce(options["port"])
+        start_proxy(*args, **options)
+
+    return announcing
+
+
+def _start_prod_proxy(
+    saved_bundle_path: str, api_server_port: int, workers: int | None, **options: Any
+) -> None:
+    """Start the proxy, which ends when all that it is asked has been answered."""
+    from bentoml.server.marshal_server import gunicorn_marshal_server
+    from ktt_bentoml_compat.drain import LONGEST, DrainingRunner
+
+    log.info("Starting BentoML proxy in production mode..")
+    server: Any = gunicorn_marshal_server()
+
+    class Proxy(server):  # type: ignore[misc]
+        def load(self) -> Any:
+            app = super().load()
+
+            async def runner() -> DrainingRunner:
+                return DrainingRunner(app, keepalive_timeout=self.cfg.keepalive)
+
+            return runner
+
+    proxy = Proxy(
+        bundle_path=saved_bundle_path, outbound_host=LOOPBACK, outbound_port=api_server_port,
+        workers=workers, **options,
+    )  # fmt: skip
+    proxy.cfg.set("graceful_timeout", math.ceil(LONGEST + 1))
+    proxy.cfg.set("when_ready", processes.proxy_is_ready)
+    proxy.cfg.set("post_worker_init", processes.proxy_worker_is_ready)
+    _announce(options["port"])
+    proxy.run()
 
 
 def _start_prod_server(
@@ -181,6 +239,9 @@ def _start_prod_server(
         prometheus_lock=prometheus_lock,
         enable_swagger=enable_swagger,
     )
+    server.cfg.set("graceful_timeout", processes.API_SECONDS)
+    server.cfg.set("when_ready", processes.api_server_is_ready)
+    server.cfg.set("post_worker_init", processes.api_worker_is_ready)
     try:
         server.run()
     except HaltServer as halt:  # of the second worker that could not start; each said why
