@@ -365,4 +365,4 @@ def _show(report: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)

@@ -182,4 +182,4 @@ def main(verbose: bool, cpu: bool, **values: Any) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)

@@ -186,4 +186,4 @@ def main(file: Path, verbose: bool, cpu: bool, **values: Any) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)

@@ -314,4 +314,4 @@ def _say_json(values: Any) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)

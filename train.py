@@ -520,4 +520,4 @@ def main(models: list[str], datasets: list[str], verbose: bool, **values: Any) -
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from utils.errors import UserError, unknown
+from utils.streams import prepare_streams
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -103,6 +104,19 @@ def opened(
     if model not in models:
         raise unknown("model", model, models)
     return layout, (model, dataset, time)
+
+
+def run(command: Callable[[], object]) -> None:
+    """Run a command as a program, whatever its standard streams are."""
+    prepare_streams()
+    try:
+        try:
+            command()
+        finally:
+            sys.stdout.flush()
+    except UserError as error:  # about standard output itself
+        error.show()
+        sys.exit(error.exit_code)
 
 
 def console() -> Console:

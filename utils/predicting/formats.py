@@ -233,6 +233,8 @@ def open_output(path: Path | None) -> Iterator[IO[bytes]]:
 @contextmanager
 def _direct(path: Path | None) -> Iterator[IO[bytes]]:
     """Standard output, or something that is no file."""
+    if path is None and sys.__stdout__ is None:
+        raise UserError("Standard output is closed. Name a file to write to: -o FILE.")
     try:
         with nullcontext(sys.stdout.buffer) if path is None else path.open("wb") as stream:
             yield stream
