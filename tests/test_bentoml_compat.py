@@ -231,7 +231,7 @@ def test_workers_and_threads_follow_from_the_cores(
 def test_a_number_of_cores_that_is_none_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     from ktt_bentoml_compat.servers import share_cores
 
-    for wrong in ("0", "-1", "two", "1.5", "²"):
+    for wrong in ("0", "-1", "two", "1.5", "²", " "):
         monkeypatch.setenv("KTT_CORES", wrong)
         with pytest.raises(SystemExit) as stopped:
             share_cores(None)

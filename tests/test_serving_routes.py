@@ -289,12 +289,31 @@ def test_only_the_token_opens(
 
 
 def test_no_token_leaves_it_open(monkeypatch: pytest.MonkeyPatch) -> None:
-    from utils.serving_access import check_token, has_token
+    from utils.serving_access import check_token, token
 
-    for value in ("", "  "):
-        monkeypatch.setenv("KTT_API_TOKEN", value)
-        check_token(None)
-        assert not has_token()
+    monkeypatch.setenv("KTT_API_TOKEN", "")
+    check_token(None)
+    assert token() == ""
+    monkeypatch.delenv("KTT_API_TOKEN")
+    check_token(None)
+
+
+@pytest.mark.parametrize(
+    "value", [" ", "\t\n", "two\nlines", "a\x07b", "\udce9t\udce9", "x" * 5000]
+)
+def test_a_token_that_cannot_be_one_ends_the_service_and_opens_nothing(
+    monkeypatch: pytest.MonkeyPatch, value: str
+) -> None:
+    from utils.serving_access import check_token, token
+
+    monkeypatch.setenv("KTT_API_TOKEN", value)
+    for header in (None, f"Bearer {value}", "Bearer "):
+        with pytest.raises(UserError, match="KTT_API_TOKEN"):
+            check_token(header)
+    with pytest.raises(UserError) as wrong:
+        token()
+    assert len(wrong.value.message) < 120
+    assert value.strip() == "" or value not in wrong.value.message
 
 
 def test_the_length_of_texts_can_be_limited(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -303,7 +322,7 @@ def test_the_length_of_texts_can_be_limited(monkeypatch: pytest.MonkeyPatch) -> 
     for value, limit in (("", MAX_CHARACTERS), ("500", 500)):
         monkeypatch.setenv("KTT_MAX_CHARACTERS", value)
         assert max_characters() == limit
-    for value in ("0", "-1", "many", "1000001", "1e3"):
+    for value in ("0", "-1", "many", "1000001", "1e3", " ", "²"):
         monkeypatch.setenv("KTT_MAX_CHARACTERS", value)
         with pytest.raises(UserError, match="KTT_MAX_CHARACTERS"):
             max_characters()

@@ -18,7 +18,7 @@ from bentoml.adapters import JsonInput, JsonOutput
 from bentoml.service.artifacts import BentoServiceArtifact
 from bentoml.types import HTTPRequest, InferenceTask
 
-from utils.serving_access import check_token, has_token, max_characters
+from utils.serving_access import check_token, max_characters, token
 from utils.serving_log import ending_in_one_line, keep_texts_out_of_logs, log_failure
 from utils.serving_text import Refusal, decode_body, text_of
 
@@ -172,7 +172,7 @@ class TextClassifierService(bentoml.BentoService):
         from utils import serving_openapi, serving_routes
         from utils.serving_watch import Watch, title_of
 
-        limit = max_characters()
+        limit, protected = max_characters(), bool(token())
         classifier = self.artifacts.classifier
         # The runtime keeps the memory of its largest batch: one that does not fit shall say so now,
         # not when the first crowd comes.
@@ -188,7 +188,7 @@ class TextClassifierService(bentoml.BentoService):
             self.version,
             example,
             limit,
-            secured=has_token(),
+            secured=protected,
             monitored=offer is not None,
         )
         serving_routes.add_docs(app, document)

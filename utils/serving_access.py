@@ -10,15 +10,28 @@ from utils.serving_text import MAX_CHARACTERS, Refusal
 
 TOKEN = "KTT_API_TOKEN"
 CHARACTERS = "KTT_MAX_CHARACTERS"
+LONGEST_TOKEN = 4096  # characters; servers refuse headers of twice as many
 
 
-def _token() -> str:
-    return os.environ.get(TOKEN, "").strip()
+def token() -> str:
+    """The token that requests must bring, without spaces around it; empty: none.
 
-
-def has_token() -> bool:
-    """Whether requests need the token."""
-    return bool(_token())
+    Raises
+    ------
+    UserError
+        KTT_API_TOKEN is blank, or nothing that a header can hold. It is not quoted: it is a secret.
+    """
+    given = os.environ.get(TOKEN, "")
+    found = given.strip()
+    if given and not found:
+        raise UserError(f"{TOKEN} is blank. Give it a token, or take the setting away.")
+    if not found.isprintable():  # so are surrogates, which stand for what is not UTF-8
+        raise UserError(
+            f"{TOKEN} has a line break, another control character or what is not UTF-8 in it."
+        )
+    if len(found.encode()) > LONGEST_TOKEN:
+        raise UserError(f"{TOKEN} is longer than {LONGEST_TOKEN} bytes.")
+    return found
 
 
 def check_token(authorization: str | None) -> None:
@@ -34,11 +47,11 @@ def check_token(authorization: str | None) -> None:
     Refusal
         401.
     """
-    token = _token()
-    if not token:
+    wanted = token()
+    if not wanted:
         return
     scheme, _, given = (authorization or "").partition(" ")
-    known = hmac.compare_digest(given.strip().encode("utf-8", "replace"), token.encode())
+    known = hmac.compare_digest(given.strip().encode("utf-8", "replace"), wanted.encode())
     if scheme.lower() != "bearer" or not known:
         raise Refusal(401, "Send the service's token: Authorization: Bearer …")
 
@@ -51,9 +64,10 @@ def max_characters() -> int:
     UserError
         KTT_MAX_CHARACTERS is no number that the service can allow.
     """
-    given = os.environ.get(CHARACTERS, "").strip()
+    given = os.environ.get(CHARACTERS, "")
     if not given:
         return MAX_CHARACTERS
-    if not (given.isascii() and given.isdecimal() and 0 < int(given[:8]) <= MAX_CHARACTERS):
+    number = given.strip()
+    if not (number.isascii() and number.isdecimal() and 0 < int(number[:8]) <= MAX_CHARACTERS):
         raise UserError(f"{CHARACTERS}={given!r} is none of 1 to {MAX_CHARACTERS}.")
-    return int(given)
+    return int(number)

@@ -37,12 +37,13 @@ def threads_asked_for() -> int | None:
 
 
 def _number(variable: str) -> int | None:
-    given = os.environ.get(variable, "").strip()
+    given = os.environ.get(variable, "")
     if not given:
         return None
-    if not (given.isascii() and given.isdecimal() and 0 < int(given[:6]) < 100_000):
+    number = given.strip()
+    if not (number.isascii() and number.isdecimal() and 0 < int(number[:6]) < 100_000):
         raise ValueError(f"{variable}={given!r} is no whole number from 1.")
-    return int(given)
+    return int(number)
 
 
 def quotas(

@@ -196,7 +196,6 @@ class ApiServerLoader(SourceFileLoader):
         super().exec_module(module)
         server = module.__dict__["BentoAPIServer"]
         server.setup_routes = _with_extension(server.setup_routes)
-        server.start = _start_api_server
 
 
 def _with_extension(setup_routes: Callable[[Any], None]) -> Callable[[Any], None]:
@@ -208,13 +207,6 @@ def _with_extension(setup_routes: Callable[[Any], None]) -> Callable[[Any], None
             extend(self.app)
 
     return extended
-
-
-def _start_api_server(self: Any, port: int, host: str = "127.0.0.1") -> None:
-    """Serve one request after the other. As released this shows an address that is nobody's."""
-    from werkzeug.serving import make_server
-
-    make_server(host, port, self.app, threaded=False).serve_forever()
 
 
 class GunicornConfigLoader(SourceFileLoader):
@@ -259,10 +251,12 @@ class LogLoader(SourceFileLoader):
 
         @functools.wraps(configure)
         def configured(*arguments: Any, **options: Any) -> None:
-            if reason := _refuses_logs():
-                print(f"No log files are written: {reason}.", file=sys.stderr)
+            reason = _refuses_logs()
+            if reason:
                 options |= {"file_logging_enabled": False, "base_log_dir": os.curdir}
             configure(*arguments, **options)
+            if reason:
+                logging.getLogger("bentoml").warning("No log files are written: %s.", reason)
 
         module.__dict__["get_logging_config_dict"] = bounded
         module.__dict__["configure_logging"] = configured

@@ -37,7 +37,7 @@ def improve(module: dict[str, Any]) -> None:
         module[name] = _prepared(module[name], production=name == "start_prod_server")
     module["_start_dev_proxy"] = _watching(_announcing(module["_start_dev_proxy"]))
     module["_start_prod_proxy"] = _watching(_start_prod_proxy)
-    module["_start_dev_server"] = processes.behind(module["_start_dev_server"])
+    module["_start_dev_server"] = processes.behind(_start_dev_server)
     module["_start_prod_server"] = processes.behind(_start_prod_server)
 
 
@@ -188,11 +188,27 @@ def _announcing(start_proxy: Callable[..., None]) -> Callable[..., None]:
     return announcing
 
 
+def _start_dev_server(saved_bundle_path: str, api_server_port: int, enable_swagger: bool) -> None:
+    """Start an API server that answers one request after the other.
+
+    As released it shows its address, which is for the proxy alone.
+    """
+    from bentoml.saved_bundle import load_from_dir
+    from bentoml.server.api_server import BentoAPIServer
+    from werkzeug.serving import make_server
+
+    log.info("Starting BentoML API server in development mode..")
+    service = load_from_dir(saved_bundle_path)
+    app = BentoAPIServer(service, enable_swagger=enable_swagger).app
+    make_server(LOOPBACK, api_server_port, app, threaded=False).serve_forever()
+
+
 def _start_prod_proxy(
     saved_bundle_path: str, api_server_port: int, workers: int | None, **options: Any
 ) -> None:
     """Start the proxy, which ends when all that it is asked has been answered."""
     from bentoml.server.marshal_server import gunicorn_marshal_server
+
     from ktt_bentoml_compat.drain import LONGEST, DrainingRunner
 
     log.info("Starting BentoML proxy in production mode..")
