@@ -109,31 +109,39 @@ class DrainingRunner(web.AppRunner):
             copies = [one.dup() for one in listening]
             for one in listening:
                 loop.remove_reader(one.fileno())
-            await asyncio.sleep(0)  # asyncio loses those that it is about to take when a site stops
+                _let_in(one, nobody=True)
+            await asyncio.sleep(HANDSHAKE)
             await site.stop()
-            for connection in [one for copy in copies for one in _close(copy)]:
+            for connection in [one for copy in copies for one in _waiting(copy)]:
                 assert self.server
                 await loop.connect_accepted_socket(self.server, connection)
 
 
+HANDSHAKE = 0.02
+"""Seconds for connections that are being made; and asyncio takes those that it has found by then,
+which it would lose if the site stopped."""
 _LEAST_HOPS = {socket.AF_INET: (socket.IPPROTO_IP, 21), socket.AF_INET6: (socket.IPPROTO_IPV6, 73)}
 """Linux's options IP_MINTTL and IPV6_MINHOPCOUNT, which Python has no names for."""
 
 
-def _close(listening: socket.socket) -> list[socket.socket]:
-    """Close a listening socket; the connections that waited in it.
+def _let_in(open_socket: Any, nobody: bool) -> None:
+    """Let a socket hear nobody, or everybody again.
 
-    Nobody gets in while they are taken: that connection would be reset. Whoever tries is refused,
-    by the system, when it tries again.
+    A connection that is made while a listening socket is closed would be reset. One that is not
+    heard tries again, and finds it closed.
     """
+    with contextlib.suppress(OSError, KeyError):  # of another system
+        open_socket.setsockopt(*_LEAST_HOPS[open_socket.family], 255 if nobody else 0)
+
+
+def _waiting(listening: socket.socket) -> list[socket.socket]:
+    """Take the connections that wait in a socket, and close it."""
     found: list[socket.socket] = []
+    listening.setblocking(False)
     with listening, contextlib.suppress(OSError):
-        level, option = _LEAST_HOPS[listening.family]
-        with contextlib.suppress(OSError):  # of another system
-            listening.setsockopt(level, option, 255)
-        listening.setblocking(False)
-        while True:  # until nobody waits
+        while True:  # until there are no more
             found.append(listening.accept()[0])
+            _let_in(found[-1], nobody=False)  # of the last it has what the other was given
     return found
 
 
