@@ -21,7 +21,7 @@ from typing import Any
 
 API_SECONDS = 4
 """For what the API workers have not sent to the monitor yet."""
-IGNORED = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
+IGNORED = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 stopping = threading.Event()
 

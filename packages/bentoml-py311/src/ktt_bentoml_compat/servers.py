@@ -49,7 +49,7 @@ def _prepared(start: Callable[..., None], production: bool) -> Callable[..., Non
         workers = share_cores(options.get("workers") if production else 1)
         if production:
             options["workers"] = workers
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a terminal that is closed stops nothing
+        processes.ignore(signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)  # they would end it
         gc.freeze()  # a collection writes to all it looks at: servers would no longer share that
         try:
             start(*args, **options)
