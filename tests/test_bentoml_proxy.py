@@ -3,6 +3,8 @@
 import asyncio
 import gzip
 import re
+import socket
+import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -106,3 +108,122 @@ def test_two_slashes_lead_nowhere(path: str) -> None:
     assert not bodies
     answer, bodies = talk(head.format("/predict//").encode())
     assert answer.startswith(b"HTTP/1.1 200")
+
+
+# -- the end ------------------------------------------------------------------------------
+
+HEAD = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\n"
+
+
+async def stopped(clients: Any, slow: float = 0.3) -> tuple[Any, float]:
+    """Serve as the proxy does, stop while `clients` ask; what came of it, and seconds it took."""
+    from aiohttp import web
+    from ktt_bentoml_compat import proxy
+    from ktt_bentoml_compat.drain import DRAIN, Drain, DrainingRunner
+
+    async def handler(request: web.Request) -> web.Response:
+        await request.read()
+        await asyncio.sleep(slow)
+        return web.Response(text="done")
+
+    app = web.Application()
+    app[DRAIN] = drain = Drain()
+    app.middlewares.append(proxy._front(proxy.Meter([]), drain))
+    app.router.add_post("/", handler)
+    runner = DrainingRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    port, opened = runner.addresses[0][1], []
+
+    async def connect(taken: socket.socket | None = None) -> Any:
+        where: dict[str, Any] = {"sock": taken} if taken else {"host": "127.0.0.1", "port": port}
+        opened.append(await asyncio.open_connection(**where))
+        return opened[-1]
+
+    loop = asyncio.get_running_loop()
+    asking = asyncio.ensure_future(clients(connect, port))
+    await asyncio.sleep(0.1)
+    start = loop.time()
+    await runner.cleanup()
+    seconds = loop.time() - start
+    result = await asyncio.wait_for(asking, 10)
+    for _, writer in opened:
+        writer.close()
+    return result, seconds
+
+
+async def status_of(reader: asyncio.StreamReader) -> int:
+    line = await asyncio.wait_for(reader.readline(), 10)
+    return int(line.split()[1]) if line else 0
+
+
+def test_what_is_in_flight_is_answered_and_what_comes_later_refused() -> None:
+    """The body of the first comes after the proxy has been asked to stop."""
+
+    async def clients(connect: Any, port: int) -> list[int | str]:
+        (first, send), (idle, send_later), _ = [await connect() for _ in range(3)]
+        send.write(HEAD)
+        await asyncio.sleep(0.2)
+        send.write(b"{}")
+        send_later.write(HEAD + b"{}")
+        found: list[int | str] = [await status_of(idle), await status_of(first)]
+        try:
+            await asyncio.sleep(0.2)
+            await connect()
+        except ConnectionRefusedError:
+            found.append("refused")
+        return found
+
+    statuses, seconds = asyncio.run(stopped(clients))
+    assert statuses == [503, 200, "refused"]
+    assert seconds < 5
+
+
+def test_connections_that_nobody_has_taken_yet_are_refused_not_reset() -> None:
+    async def clients(connect: Any, port: int) -> list[int]:
+        await asyncio.sleep(0.09)
+        found = []
+        for _ in range(20):  # without a pause for the server, which is told to stop meanwhile
+            connection = socket.create_connection(("127.0.0.1", port))
+            connection.sendall(HEAD + b"{}")
+            found.append(connection)
+        time.sleep(0.05)
+        streams = [await connect(one) for one in found]
+        return [await status_of(reader) for reader, _ in streams]
+
+    statuses, seconds = asyncio.run(stopped(clients))
+    assert set(statuses) == {503}
+    assert seconds < 5
+
+
+def test_clients_that_end_nothing_do_not_keep_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ktt_bentoml_compat import drain, proxy
+
+    monkeypatch.setattr(proxy, "RECEIVING", 0.2)
+    monkeypatch.setattr(drain, "LAST_REQUESTS", 0.2)
+    monkeypatch.setattr(drain, "SENDING", 0.2)
+
+    async def clients(connect: Any, port: int) -> list[int]:
+        dripping, silent = [await connect() for _ in range(2)]
+        dripping[1].write(HEAD + b"{")
+        silent[1].write(HEAD[:20])
+        return [await status_of(reader) for reader, _ in (dripping, silent)]
+
+    statuses, seconds = asyncio.run(stopped(clients))
+    assert statuses == [408, 0]
+    assert seconds < 3
+
+
+def test_an_answer_that_takes_too_long_is_a_503(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ktt_bentoml_compat import proxy
+
+    monkeypatch.setattr(proxy, "ANSWERING", 0.2)
+
+    async def clients(connect: Any, port: int) -> int:
+        reader, writer = await connect()
+        writer.write(HEAD + b"{}")
+        return await status_of(reader)
+
+    status, seconds = asyncio.run(stopped(clients, slow=60))
+    assert status == 503
+    assert seconds < 3

@@ -50,6 +50,7 @@ def prepare_streams() -> None:
             os.fstat(descriptor)
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+            os.set_inheritable(descriptor, True)
     sys.stdin = sys.stdin or _nothing("r")
     sys.stdout = _guarded(sys.stdout)
     sys.stderr = _guarded(sys.stderr)

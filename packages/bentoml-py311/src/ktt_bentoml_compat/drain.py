@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import signal
 import socket
 from collections.abc import AsyncIterator
@@ -12,6 +13,7 @@ from typing import Any
 
 from aiohttp import web
 
+log = logging.getLogger("bentoml.marshal")
 ANSWERING = 10.0
 """Seconds that requests in flight are given when the proxy is asked to stop."""
 RECEIVING = 3.0
@@ -20,6 +22,8 @@ LAST_REQUESTS = 1.0
 """Seconds for a request that comes later, of which nothing is wanted but its end."""
 SENDING = 1.0
 """Seconds for the end of an answer that its client is slow to read."""
+SILENCE = 60.0
+"""Seconds in which the same failure is logged once."""
 LONGEST = ANSWERING + LAST_REQUESTS + SENDING
 
 
@@ -89,6 +93,11 @@ class DrainingRunner(web.AppRunner):
     def __init__(self, app: web.Application, **options: Any) -> None:
         super().__init__(app, access_log=None, shutdown_timeout=SENDING, **options)
 
+    async def setup(self) -> None:
+        """Prepare, so that a loop that fails logs a line now and then, not tracebacks all along."""
+        asyncio.get_running_loop().set_exception_handler(_Failures())
+        await super().setup()
+
     async def cleanup(self) -> None:
         """Stop."""
         drain = self.app[DRAIN]
@@ -143,6 +152,19 @@ def _waiting(listening: socket.socket) -> list[socket.socket]:
             found.append(listening.accept()[0])
             _let_in(found[-1], nobody=False)  # of the last it has what the other was given
     return found
+
+
+class _Failures:
+    """Logs what an event loop cannot do, for example accept one more connection."""
+
+    def __init__(self) -> None:
+        self._silent_until: dict[str, float] = {}
+
+    def __call__(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        message, error = str(context.get("message")), context.get("exception")
+        if loop.time() >= self._silent_until.get(message, 0.0):
+            self._silent_until[message] = loop.time() + SILENCE
+            log.error("The proxy: %s (%s).", message, type(error).__name__)
 
 
 async def serve(app: web.Application, port: int) -> None:

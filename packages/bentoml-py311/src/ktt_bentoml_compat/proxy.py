@@ -191,7 +191,7 @@ def metrics() -> web.Response:
         multiprocess.MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
         body = generate_latest(registry)
     except (OSError, ValueError):  # the folder has been removed, or is not what it was
-        return line(503, "The folder that metrics are kept in is gone.")
+        return line(503, "The folder of metrics is missing.")
     return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE_PLAIN_0_0_4})
 
 
@@ -229,7 +229,7 @@ async def answer(
     except UnicodeError:
         return line(400, "The request's headers are not UTF-8.")
     except TimeoutError:
-        return line(504)
+        return line(503 if drain.begun else 504)
     except ClientError:  # of the server behind
         return line(503)
     except ConnectionError:  # nobody is there to read it, but it is counted

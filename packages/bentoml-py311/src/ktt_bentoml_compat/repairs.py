@@ -232,14 +232,18 @@ class GunicornConfigLoader(SourceFileLoader):
 class LogLoader(SourceFileLoader):
     """`bentoml.utils.log`: log files small enough for the memory that a container has for them.
 
-    As released each of three may grow to 100 MB, and have up to ten older ones beside it.
+    As released each of three may grow to 100 MB, and have up to ten older ones beside it; and a
+    folder that cannot be written to is a traceback, and so is each line for a console or a disk
+    that refuses.
     """
 
     def exec_module(self, module: ModuleType) -> None:
+        from ktt_bentoml_compat import streams
+
         super().exec_module(module)
         configuration = module.__dict__["get_logging_config_dict"]
         configure = module.__dict__["configure_logging"]
-        logging.raiseExceptions = False  # a console or a disk that refuses is no traceback a line
+        logging.raiseExceptions = False
 
         @functools.wraps(configuration)
         def bounded(*arguments: Any, **options: Any) -> dict[str, Any]:
@@ -251,6 +255,7 @@ class LogLoader(SourceFileLoader):
 
         @functools.wraps(configure)
         def configured(*arguments: Any, **options: Any) -> None:
+            streams.open_closed()  # before the first file that stays open
             reason = _refuses_logs()
             if reason:
                 options |= {"file_logging_enabled": False, "base_log_dir": os.curdir}
