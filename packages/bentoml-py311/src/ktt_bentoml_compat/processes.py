@@ -42,6 +42,7 @@ def behind(start: Callable[..., None]) -> Callable[..., None]:
     def started(*args: Any, **options: Any) -> None:
         signal.signal(signal.SIGQUIT, _leave)
         ignore(*IGNORED)
+        logging.getLogger("gunicorn.error").addFilter(_names_no_address)
         threading.Thread(target=_end_with_parent, daemon=True).start()
         start(*args, **options)
 
@@ -61,7 +62,6 @@ def _end_with_parent() -> None:
 
 def api_server_is_ready(arbiter: Any) -> None:
     """A hook of gunicorn, which has set its own handlers by then."""
-    logging.getLogger("gunicorn.error").addFilter(_names_no_address)
     ignore(*IGNORED, signal.SIGTTIN, signal.SIGTTOU)
 
 
