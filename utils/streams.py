@@ -62,8 +62,8 @@ def _nothing(mode: str) -> Any:
 
 def _guarded(stream: TextIO | None) -> TextIO:
     if stream is None:
-        return _nothing("w")  # type: ignore[no-any-return]
-    raw: IO[bytes] = io.BufferedWriter(_Output(stream.fileno()))  # type: ignore[assignment]
+        return _nothing("w")
+    raw: IO[bytes] = io.BufferedWriter(_Output(stream.fileno()))
     return io.TextIOWrapper(
         raw, encoding=stream.encoding, errors=stream.errors,
         line_buffering=stream.isatty() or stream is sys.stderr,

@@ -5,17 +5,14 @@ in the environment of ``KTT_BENTOML`` (the `bentoml` command of one made from th
 requirements) if that is given.
 """
 
-import contextlib
 import gzip
 import json
 import os
 import pickle
 import re
 import signal
-import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -24,9 +21,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.e2e.test_interruptions import mounted
 from utils.bundle import write_bundle
-from utils.server import Server, free_port, served
+from utils.server import Server, served
 
 pytest.importorskip("ktt_bentoml_compat", reason="pip install ./packages/bentoml-py311")
 pytestmark = pytest.mark.slow
@@ -38,7 +34,7 @@ LOAD_SECONDS = os.environ.get("KTT_LOAD_SECONDS", "5")
 SECRET = "zebrafish"
 
 
-def _toy(folder: Path) -> Path:
+def toy(folder: Path) -> Path:
     (folder / "classifier").mkdir()
     (folder / "classifier" / "root.txt").write_text("Wurzelgemüse", encoding="utf-8")
     return write_bundle(
@@ -52,7 +48,7 @@ def _toy(folder: Path) -> Path:
 def bundle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     if BUNDLES:
         return Path(request.param).resolve()
-    return _toy(tmp_path_factory.mktemp("toy"))
+    return toy(tmp_path_factory.mktemp("toy"))
 
 
 @pytest.fixture(scope="module", params=["serve-gunicorn", "serve"])
@@ -275,114 +271,14 @@ def test_only_the_address_that_a_user_opens_is_shown(server: Server) -> None:
     assert shown == {str(server.port)}
 
 
-def _processes(server: Server) -> list[psutil.Process]:
+def processes(server: Server) -> list[psutil.Process]:
     """The main process of a server, and those that it has started."""
     option = ["--port", str(server.port)]
     main = next(one for one in psutil.Process().children() if one.cmdline()[-2:] == option)
     return [main, *main.children(recursive=True)]
 
 
-def _ask(server: Server, text: str) -> int | str:
-    """The status of the answer; or why there is none."""
-    try:
-        return server.ask("/predict", {"text": text}).status
-    except ConnectionRefusedError:
-        return "refused"
-    except OSError as error:
-        return type(error).__name__
-
-
-@pytest.mark.parametrize("command", ["serve-gunicorn", "serve"])
-def test_a_service_that_is_stopped_answers_what_it_was_asked(
-    bundle: Path, tmp_path: Path, command: str
-) -> None:
-    """A terminal that is closed, then Ctrl+C and SIGTERM to all processes, twice, under load."""
-    stopped = threading.Event()
-    with served(bundle, command, BENTOML, tmp_path) as running, ThreadPoolExecutor(20) as pool:
-        everybody = _processes(running)
-
-        def hammer() -> set[int | str]:
-            found: set[int | str] = set()
-            while not stopped.is_set():
-                found.add(_ask(running, "a"))
-            return found
-
-        def tell(number: signal.Signals) -> None:
-            for process in reversed(everybody):
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    process.send_signal(number)
-
-        tell(signal.SIGHUP)
-        assert {_ask(running, "a b") for _ in range(5)} == {200}
-        load = [pool.submit(hammer) for _ in range(10)]
-        time.sleep(0.5)
-        with socket.create_connection(("127.0.0.1", running.port)) as idle:
-            in_flight = [pool.submit(_ask, running, f"slow {number}") for number in range(4)]
-            time.sleep(0.2)
-            for number in (signal.SIGINT, signal.SIGTERM) * 2:
-                tell(number)
-            _, left = psutil.wait_procs(everybody, 15)
-            idle.settimeout(5)
-            assert idle.recv(1) == b""
-        stopped.set()
-        assert not left
-        assert [one.result() for one in in_flight] == [200] * 4
-        assert set().union(*(one.result() for one in load)) <= {200, 503, "refused"}
-    assert "Traceback" not in running.log.read_text(encoding="utf-8")
-
-
-def test_a_service_that_is_stopped_while_it_starts_leaves_nothing(
-    bundle: Path, tmp_path: Path
-) -> None:
-    command = [BENTOML, "serve-gunicorn", bundle, "--port", str(free_port())]
-    env = {**os.environ, "BENTOML_HOME": str(tmp_path)}
-    with (tmp_path / "log").open("wb") as log:
-        main = subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True)
-    _until(psutil.Process(main.pid).children, 30, pause=0.005)
-    main.terminate()
-    assert main.wait(15) in {0, -signal.SIGTERM}
-    _until(lambda: not [p for p in psutil.process_iter() if _session(p.pid) == main.pid], 15)
-
-
-def _session(pid: int) -> int:
-    with contextlib.suppress(ProcessLookupError):
-        return os.getsid(pid)
-    return 0
-
-
-def test_a_full_home_costs_metrics_not_workers(bundle: Path, tmp_path: Path) -> None:
-    home = tmp_path / "home"
-    with mounted(home, "size=2m"), served(bundle, "serve-gunicorn", BENTOML, home) as running:
-        with contextlib.suppress(OSError), (home / "fill").open("wb", buffering=0) as fill:
-            while fill.write(bytes(4096)):
-                pass
-        workers = [one for one in _processes(running) if not one.children()]
-        for worker in workers:
-            worker.kill()
-        psutil.wait_procs(workers, 10)
-        _until(lambda: _ask(running, "a b") == 200)
-        replaced = [one for one in _processes(running) if not one.children()]
-        assert {_ask(running, "a b") for _ in range(20)} == {200}
-        time.sleep(1)
-        assert all(one.is_running() for one in replaced)  # none has died and been replaced
-
-
-@pytest.mark.parametrize("token", [" ", "\udcff"])
-def test_a_token_that_cannot_be_one_ends_it_with_a_line(
-    bundle: Path, tmp_path: Path, token: str
-) -> None:
-    done = subprocess.run(
-        [BENTOML, "serve", bundle, "--port", str(free_port())],
-        env={**os.environ, "BENTOML_HOME": str(tmp_path), "KTT_API_TOKEN": token},
-        capture_output=True, text=True, timeout=120, check=False,
-    )  # fmt: skip
-    assert done.returncode == 1
-    printed = done.stdout + done.stderr
-    assert sum("KTT_API_TOKEN" in line for line in printed.splitlines()) == 1
-    assert "Traceback" not in printed
-
-
-def _until(condition: Callable[[], object], seconds: float = 120, pause: float = 0.1) -> None:
+def until(condition: Callable[[], object], seconds: float = 120, pause: float = 0.1) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
@@ -394,16 +290,16 @@ def test_a_killed_worker_comes_back_and_a_killed_server_ends_it_all(
 ) -> None:
     monkeypatch.setenv("KTT_CORES", "3")
     with served(bundle, "serve-gunicorn", BENTOML, tmp_path) as running:
-        main = _processes(running)[0]
+        main = processes(running)[0]
         (behind,) = (process for process in main.children() if process.children())
         # It answers as soon as its first worker does; the others follow.
-        _until(lambda: len(behind.children()) == 3)
+        until(lambda: len(behind.children()) == 3)
         worker = behind.children()[0].pid
         pattern = f"prometheus_multiproc_dir/{running.port}/gauge_live*_{worker}.db"
-        _until(lambda: len(list(tmp_path.glob(pattern))) == 2)
+        until(lambda: len(list(tmp_path.glob(pattern))) == 2)
         os.kill(worker, signal.SIGKILL)
-        _until(lambda: not list(tmp_path.glob(pattern)))
-        _until(lambda: running.get("/readyz").status == 200)
+        until(lambda: not list(tmp_path.glob(pattern)))
+        until(lambda: running.get("/readyz").status == 200)
         assert running.ask("/predict", {"text": "a red balance"}).status == 200
         behind.kill()
         assert main.wait(120) != 0

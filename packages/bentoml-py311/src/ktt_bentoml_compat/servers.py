@@ -214,7 +214,7 @@ def _start_prod_proxy(
     log.info("Starting BentoML proxy in production mode..")
     server: Any = gunicorn_marshal_server()
 
-    class Proxy(server):  # type: ignore[misc]
+    class Proxy(server):
         def load(self) -> Any:
             app = super().load()
 
