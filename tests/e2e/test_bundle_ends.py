@@ -94,6 +94,19 @@ def _session(pid: int) -> int:
     return 0
 
 
+def test_a_worker_of_the_proxy_that_ends_takes_nothing_along(bundle: Path, tmp_path: Path) -> None:
+    with served(bundle, "serve-gunicorn", BENTOML, tmp_path) as running:
+        main, *_ = processes(running)
+        (proxy,) = (one for one in main.children() if not one.children())
+        others = [one for one in processes(running) if one != proxy]
+        proxy.terminate()
+        proxy.wait(15)
+        until(lambda: _ask(running, "a b") == 200)
+        time.sleep(1.5)
+        assert all(one.is_running() for one in others)
+        assert _ask(running, "a b") == 200
+
+
 def test_a_full_home_costs_metrics_not_workers(bundle: Path, tmp_path: Path) -> None:
     home = tmp_path / "home"
     with mounted(home, "size=2m"), served(bundle, "serve-gunicorn", BENTOML, home) as running:

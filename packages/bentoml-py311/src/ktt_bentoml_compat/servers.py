@@ -50,13 +50,15 @@ def _prepared(start: Callable[..., None], production: bool) -> Callable[..., Non
         if production:
             options["workers"] = workers
         processes.ignore(signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)  # they would end it
+        own = os.getpid()
         gc.freeze()  # a collection writes to all it looks at: servers would no longer share that
         try:
             start(*args, **options)
         finally:
-            processes.end_children()
-            if _ended_early.is_set():
-                raise SystemExit(1)
+            if os.getpid() == own:  # a worker of the proxy, forked in there, comes here too
+                processes.end_children()
+                if _ended_early.is_set():
+                    raise SystemExit(1)
 
     return prepared
 
