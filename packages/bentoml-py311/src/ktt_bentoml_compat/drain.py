@@ -118,7 +118,7 @@ class DrainingRunner(web.AppRunner):
             copies = [one.dup() for one in listening]
             for one in listening:
                 loop.remove_reader(one.fileno())
-                _let_in(one, nobody=True)
+                let_in(one, nobody=True)
             await asyncio.sleep(HANDSHAKE)
             await site.stop()
             for connection in [one for copy in copies for one in _waiting(copy)]:
@@ -133,7 +133,7 @@ _LEAST_HOPS = {socket.AF_INET: (socket.IPPROTO_IP, 21), socket.AF_INET6: (socket
 """Linux's options IP_MINTTL and IPV6_MINHOPCOUNT, which Python has no names for."""
 
 
-def _let_in(open_socket: Any, nobody: bool) -> None:
+def let_in(open_socket: Any, nobody: bool) -> None:
     """Let a socket hear nobody, or everybody again.
 
     A connection that is made while a listening socket is closed would be reset. One that is not
@@ -150,7 +150,7 @@ def _waiting(listening: socket.socket) -> list[socket.socket]:
     with listening, contextlib.suppress(OSError):
         while True:  # until there are no more
             found.append(listening.accept()[0])
-            _let_in(found[-1], nobody=False)  # of the last it has what the other was given
+            let_in(found[-1], nobody=False)  # of the last it has what the other was given
     return found
 
 

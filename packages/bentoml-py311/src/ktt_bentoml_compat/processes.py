@@ -103,8 +103,14 @@ def proxy_is_ready(arbiter: Any) -> None:
 
 
 def proxy_worker_is_ready(worker: Any) -> None:
-    """A hook of gunicorn: aiohttp's worker looks at SIGTERM once a second only."""
+    """A hook of gunicorn: aiohttp's worker looks at SIGTERM once a second only.
+
+    The sockets are those of a worker that it may have taken the place of, which has ended.
+    """
     from bentoml.server import gunicorn_config
+    from ktt_bentoml_compat.drain import let_in
 
     gunicorn_config.post_worker_init(worker)
+    for listening in worker.sockets:
+        let_in(listening, nobody=False)
     worker.loop.add_signal_handler(signal.SIGTERM, worker.handle_quit, signal.SIGTERM, None)
