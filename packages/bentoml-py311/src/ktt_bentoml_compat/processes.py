@@ -108,6 +108,7 @@ def proxy_worker_is_ready(worker: Any) -> None:
     The sockets are those of a worker that it may have taken the place of, which has ended.
     """
     from bentoml.server import gunicorn_config
+
     from ktt_bentoml_compat.drain import let_in
 
     gunicorn_config.post_worker_init(worker)
