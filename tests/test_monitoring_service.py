@@ -34,6 +34,7 @@ from utils.paths import PROJECT_ROOT
 
 SETTINGS = {"window_size": 120, "min_reference_size": 40}
 SECRET = "zebrafish"
+JSON = "application/json"
 
 
 @pytest.fixture
@@ -370,7 +371,7 @@ def _broken() -> dict[str, Any]:
 def test_a_malformed_body_is_refused_whole_in_one_line(
     name: str, client: FlaskClient, monitor: Monitor
 ) -> None:
-    answer = client.post("/iterate", data=_broken()[name])
+    answer = client.post("/iterate", data=_broken()[name], content_type=JSON)
     assert answer.status_code == 400
     assert answer.mimetype == "text/plain"
     assert len(answer.text.splitlines()) == 1
@@ -380,7 +381,7 @@ def test_a_malformed_body_is_refused_whole_in_one_line(
 
 
 def test_other_requests_are_refused_in_one_line(client: FlaskClient) -> None:
-    large = client.post("/iterate", data=b" " * (16 * 1024 * 1024 + 1))
+    large = client.post("/iterate", data=b" " * (16 * 1024 * 1024 + 1), content_type=JSON)
     assert (large.status_code, large.text) == (413, "The body is larger than 16 MiB.\n")
     assert (client.get("/iterate").status_code, client.get("/").status_code) == (405, 404)
     assert client.get(f"/{SECRET}").text == "Not Found.\n"
@@ -424,13 +425,16 @@ def test_feedback_may_come_before_its_row_and_is_bounded(
     body = body_of(Traffic(tree()).draw(rng, 10))
     path = list(tree().paths[20])
     items = [{"request_id": row[-1], "path": path} for row in body["data"]]
-    assert client.post("/feedback", json={"data": items}).json == {"matched": 0, "waiting": 10}
+    answer = client.post("/feedback", json={"data": items}).json
+    assert answer == {"matched": 0, "waiting": 5, "dropped": 5}
+    again = client.post("/feedback", json=items[5]).json  # as new as the others from now on
+    assert again == {"matched": 0, "waiting": 1}
     client.post("/iterate", json=body)
     labelled = monitor.window.labelled()
     assert labelled.true.tolist() == [20] * 5  # the five newest had waited
     assert _metrics(client)["ktt_feedback_total"] == {
         ("matched",): 5,
-        ("waiting",): 10,
+        ("waiting",): 6,
         ("unknown",): 5,
     }
 
@@ -473,7 +477,7 @@ def test_true_labels_still_find_rows_that_have_left_the_window(
     ],
 )
 def test_malformed_feedback_is_refused(body: str, client: FlaskClient) -> None:
-    answer = client.post("/feedback", data=body)
+    answer = client.post("/feedback", data=body, content_type=JSON)
     assert (answer.status_code, answer.mimetype) == (400, "text/plain")
     assert SECRET not in answer.text
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -11,6 +11,13 @@ CONFIDENCES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
 MOST_TOPS = 50
 OTHER = "other"
 OUTCOMES = ("sent", "dropped", "refused")
+
+
+def free_name(name: str, taken: Collection[str]) -> str:
+    """A name that no class has: in brackets if need be, as the monitor has it."""
+    while name in taken:
+        name = f"({name})"
+    return name
 
 
 class Answered(Protocol):
@@ -34,7 +41,7 @@ class ServiceMetrics:
     Parameters
     ----------
     tops
-        Names of the top-level classes; the first 50 are counted one by one.
+        Names of the top-level classes; the first 50 are counted one by one, the others as one.
     info
         What is served, by label.
     """
@@ -58,11 +65,12 @@ class ServiceMetrics:
         self._info = Gauge(
             "ktt_service_info", "What is served.", list(info), multiprocess_mode="livemax", **own
         )
-        self._tops = frozenset(sorted(set(tops))[:MOST_TOPS])
+        names = set(tops)
+        self._tops, self._others = frozenset(sorted(names)[:MOST_TOPS]), free_name(OTHER, names)
         self._start(info)
 
     def _start(self, info: Mapping[str, str]) -> None:
-        for top in (*self._tops, OTHER):
+        for top in (*self._tops, self._others):
             self._answers.labels(top)
         for outcome in OUTCOMES:
             for counter in self._sent.values():
@@ -75,7 +83,7 @@ class ServiceMetrics:
         for answer in answers:
             self._confidence.observe(float(answer.confidence))
             top = answer.path[0]
-            self._answers.labels(top if top in self._tops else OTHER).inc()
+            self._answers.labels(top if top in self._tops else self._others).inc()
         self._early.inc(stopped_early)
 
     def count(self, kind: str, outcome: str, number: int) -> None:

@@ -8,14 +8,9 @@ from pathlib import Path
 
 from flask import Flask, Response, request
 from prometheus_client import CONTENT_TYPE_LATEST
-from werkzeug.exceptions import (
-    BadRequest,
-    ClientDisconnected,
-    HTTPException,
-    RequestEntityTooLarge,
-    RequestTimeout,
-)
+from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 
+from monitor_access import Access, Denied
 from monitor_reference import load_setup
 from monitor_report import Reports
 from monitor_service import Monitor, labels_of, place_of
@@ -30,6 +25,8 @@ WAITING_PAGE = (
 # Evidently's pages carry their scripts inside; nothing is fetched and nothing sent.
 REPORT_POLICY = "default-src 'unsafe-inline' 'unsafe-eval' data: blob:; sandbox allow-scripts"
 
+OPEN = Access()  # what it is without a token
+
 log = logging.getLogger("monitoring")
 
 
@@ -43,20 +40,22 @@ def create_app(folder: Path) -> Flask:
     """
     # beside the folder, which the next export replaces
     data = Path(os.environ.get("KTT_MONITOR_DATA") or folder.parent / "monitoring-data")
+    access = Access.of_environment()
     monitor = Monitor(load_setup(folder), data, labels_of(folder))
-    app = app_of(monitor, Reports(folder, data))
+    app = app_of(monitor, Reports(folder, data), access)
     monitor.start()
     log.info("The window of %d rows is kept in %s", monitor.settings.window_size, data)
     return app
 
 
-def app_of(monitor: Monitor, reports: Reports) -> Flask:
+def app_of(monitor: Monitor, reports: Reports, access: Access = OPEN) -> Flask:
     """The routes; the monitor's thread is not started."""
     app = Flask("monitoring", static_folder=None)
     app.config["MAX_CONTENT_LENGTH"] = MAX_BODY
     app.extensions["monitor"] = monitor
-    _take(app, monitor)
-    _tell(app, monitor, reports)
+    _take(app, monitor, access)
+    _tell(app, monitor)
+    _show(app, reports, access)
     _fail(app, monitor)
     return app
 
@@ -66,31 +65,25 @@ def line(message: str, status: int = 200) -> Response:
     return Response(f"{message}\n", status, mimetype="text/plain")
 
 
-def _body() -> bytes:
-    try:
-        body = request.get_data(cache=False)
-        if len(body) >= MAX_BODY:  # one without a length is cut there, and not refused
-            raise RequestEntityTooLarge
-        return body
-    except (OSError, ClientDisconnected):  # the rest of it did not come
-        raise RequestTimeout from None
-    except HTTPException:
-        raise
-    except Exception as error:  # gunicorn's own, of a body that is no HTTP
-        raise BadRequest from error
+def _body(access: Access) -> bytes:
+    access.check_post(request.headers)
+    body = request.get_data(cache=False)
+    if len(body) >= MAX_BODY:  # one without a length is cut there, and not refused
+        raise RequestEntityTooLarge
+    return body
 
 
-def _take(app: Flask, monitor: Monitor) -> None:
+def _take(app: Flask, monitor: Monitor, access: Access) -> None:
     @app.post("/iterate")
     def iterate() -> dict[str, int]:
-        return {"received": monitor.iterate(_body())}
+        return {"received": monitor.iterate(_body(access))}
 
     @app.post("/feedback")
     def feedback() -> dict[str, int]:
-        return monitor.feedback(_body())
+        return monitor.feedback(_body(access))
 
 
-def _tell(app: Flask, monitor: Monitor, reports: Reports) -> None:
+def _tell(app: Flask, monitor: Monitor) -> None:
     @app.get("/metrics")
     def metrics() -> Response:
         return Response(monitor.metrics.page(), content_type=CONTENT_TYPE_LATEST)
@@ -106,10 +99,15 @@ def _tell(app: Flask, monitor: Monitor, reports: Reports) -> None:
             return line("The calculation has ended.", 503)
         if not monitor.metrics.writable:
             return line("The window cannot be kept: see the log.", 503)
+        if monitor.failing:
+            return line("The last calculation failed: see the log.", 503)
         return line(monitor.state)
 
+
+def _show(app: Flask, reports: Reports, access: Access) -> None:
     @app.get("/report")
     def report() -> Response:
+        access.check_host(request.headers)
         page = reports.page()
         if page is None:
             return Response(WAITING_PAGE, 202, {"Retry-After": "3"}, mimetype="text/html")
@@ -120,6 +118,13 @@ def _fail(app: Flask, monitor: Monitor) -> None:
     @app.errorhandler(Refused)
     def refused(error: Refused) -> Response:
         return line(str(error), 400)
+
+    @app.errorhandler(Denied)
+    def denied(error: Denied) -> Response:
+        answer = line(str(error), error.status)
+        if error.status == 401:
+            answer.headers["WWW-Authenticate"] = "Bearer"
+        return answer
 
     @app.errorhandler(NotKept)
     def not_kept(error: NotKept) -> Response:

@@ -20,7 +20,7 @@ from prometheus_client.registry import Collector
 
 from monitor_drift import Finding, Rows
 from monitor_performance import Figures
-from monitor_tree import Tree
+from monitor_tree import Tree, free_name
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # series that nobody reads
 
@@ -77,14 +77,14 @@ def _mean(values: np.ndarray) -> float:
 
 
 def top_shares(rows: Rows, tree: Tree) -> dict[str, float]:
-    """Share of the answers per class of the first level: 50 by name, the others as ``other``."""
+    """Share of the answers per class of the first level: 50 by name, and the others as one."""
     names = sorted(tree.paths[node][0] for node in tree.tops)
-    shown = names[:TOPS]
-    counts = dict.fromkeys([*shown, "other"] if len(names) > TOPS else shown, 0)
+    shown, others = names[:TOPS], free_name("other", names)
+    counts = dict.fromkeys([*shown, others] if len(names) > TOPS else shown, 0)
     for node, count in enumerate(np.bincount(tree.ancestors[rows.classes, 0]).tolist()):
         if count:
             name = tree.paths[node][0]
-            counts[name if name in counts else "other"] += count
+            counts[name if name in counts else others] += count
     return {name: count / max(1, len(rows)) for name, count in counts.items()}
 
 
@@ -126,6 +126,7 @@ class Metrics(Collector):
         self.received = self._counter("ktt_rows_received", "Rows taken into the window.")
         self.refused = self._counter("ktt_rows_refused", "Rows of malformed bodies.")
         self.repeated = self._counter("ktt_rows_repeated", "Rows that had come before, by id.")
+        self.damaged = self._counter("ktt_rows_damaged", "Damaged rows dropped from the window.")
         self.feedback = self._counter("ktt_feedback", "True classes that came.", ("outcome",))
         self.calculations = self._counter("ktt_calculations", "Calculations that succeeded.")
         self.failures = self._counter("ktt_calculation_failures", "Calculations that failed.")

@@ -8,8 +8,8 @@ import numpy as np
 
 from monitor_drift import Floats
 from monitor_settings import CLASSIFICATION, PROBABILITIES, REGRESSION, Settings
+from monitor_stored import Labelled
 from monitor_tree import Ints, Tree
-from monitor_window import Labelled
 from monitor_wire import Columns
 
 LEAST_ROWS = 30

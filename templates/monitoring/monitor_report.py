@@ -98,12 +98,16 @@ def frame(rows: Rows, tree: Tree, frequent: list[list[str]]) -> pd.DataFrame:
     """What the report shows of rows; seldom classes of a level are one."""
     import pandas as pd
 
+    from monitor_tree import free_name
+
     columns: dict[str, object] = {}
+    labels = [_plain(label) for label in tree.labels]
+    above, others = free_name("(ends above)", labels), free_name("(others)", labels)
     for level, shown in enumerate(frequent):
         nodes = tree.ancestors[rows.classes, level]
-        names = [_plain(tree.labels[node]) if node >= 0 else "(ends above)" for node in nodes]
-        known = set(shown)
-        columns[f"level {level + 1}"] = [name if name in known else "(others)" for name in names]
+        names = [labels[node] if node >= 0 else above for node in nodes]
+        known = {*shown, above}
+        columns[f"level {level + 1}"] = [name if name in known else others for name in names]
     columns["confidence"], columns["length"] = rows.confidence, rows.length
     for index in range(min(FEATURES, rows.features.shape[1])):
         columns[f"feature {index}"] = rows.features[:, index]
@@ -124,7 +128,7 @@ def frequent_classes(rows: Rows, tree: Tree) -> list[list[str]]:
         nodes = tree.ancestors[rows.classes, level]
         found, counts = np.unique(nodes[nodes >= 0], return_counts=True)
         best = found[np.argsort(-counts, kind="stable")][:CLASSES]
-        shown.append([*(_plain(tree.labels[node]) for node in best), "(ends above)"])
+        shown.append([_plain(tree.labels[node]) for node in best])
     return shown
 
 

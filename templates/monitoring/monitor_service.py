@@ -18,6 +18,7 @@ from monitor_drift import Detector, Rows
 from monitor_metrics import Metrics, Snapshot, summarize
 from monitor_performance import metric_names, performance
 from monitor_reference import Setup, load_service
+from monitor_stored import Kept, Labelled
 from monitor_window import NotKept, Window, span, utc
 from monitor_wire import Refused, read_feedback, read_rows
 
@@ -52,6 +53,7 @@ class Monitor:
             accuracy=setup.accuracy,
             snapshot=self._first(),
         )
+        self.failing = False
         self._stop = threading.Event()
         self._parsing = threading.Lock()  # large bodies are taken one at a time
         self._thread: threading.Thread | None = None
@@ -91,7 +93,10 @@ class Monitor:
         return posted
 
     def feedback(self, body: bytes) -> dict[str, int]:
-        """Take true classes: how many were matched with their row, and how many wait for it."""
+        """Take true classes; how many were matched with their row, and how many wait for it.
+
+        Those that find no room to wait are dropped, those that name no class are unknown.
+        """
         with self._parsing:
             items = read_feedback(body, self.tree)
         known = [(name, node) for name, node in items if node is not None]
@@ -104,7 +109,8 @@ class Monitor:
         ):
             self.metrics.feedback.labels(outcome).inc(count)
         answer = {"matched": matched, "waiting": waiting}
-        return {**answer, "unknown": unknown} if unknown else answer
+        others = {"dropped": len(known) - matched - waiting, "unknown": unknown}
+        return answer | {name: count for name, count in others.items() if count}
 
     def _keeping(self, work: Callable[[], T]) -> T:
         """Write to the window, and remember whether that could be done."""
@@ -161,17 +167,21 @@ class Monitor:
         try:
             self.calculate()
         except NotKept as error:
-            self.metrics.failures.inc()
-            log.error("Calculation failed: %s", error)
+            self._failed(str(error))
         except Exception as error:
-            self.metrics.failures.inc()
-            log.error("Calculation failed: %s", place_of(error))
+            self._failed(place_of(error))
+
+    def _failed(self, why: str) -> None:
+        self.metrics.failures.inc()
+        self.failing = True
+        log.error("Calculation failed: %s", why)
 
     def calculate(self) -> None:
         """Compare the window with the reference and put the figures in place."""
         started = time.monotonic()
         self.detector.learn()
         kept, labelled = self.window.kept(), self.window.labelled()
+        self._forget(kept, labelled)
         rows = kept.rows
         self.metrics.snapshot = Snapshot(
             number=self.metrics.snapshot.number + 1,
@@ -186,6 +196,14 @@ class Monitor:
             finished=time.time(),
         )
         self.metrics.calculations.inc()
+        self.failing = False
+
+    def _forget(self, kept: Kept, labelled: Labelled) -> None:
+        """Drop what is damaged in the window, so that it is counted once."""
+        if count := len(kept.damaged) + len(labelled.damaged):
+            self.window.forget(kept.damaged, labelled.damaged)
+            self.metrics.damaged.inc(count)
+            log.warning("%d damaged rows of the window are dropped", count)
 
 
 def place_of(error: BaseException) -> str:

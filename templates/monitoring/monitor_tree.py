@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -26,6 +26,13 @@ class SetupError(Exception):
 def label_of(path: Sequence[str]) -> str:
     r"""Join a path to one unique string, as the model does; a ``>`` in a name becomes ``\>``."""
     return " > ".join(name.replace("\\", "\\\\").replace(">", "\\>") for name in path)
+
+
+def free_name(name: str, taken: Collection[str]) -> str:
+    """A name that no class has: in brackets if need be, as the model's service has it."""
+    while name in taken:
+        name = f"({name})"
+    return name
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -15,16 +15,12 @@ import math
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
-import numpy as np
-
-from monitor_drift import Rows
-from monitor_tree import Ints
-from monitor_wire import Answered, Columns, Scores
+from monitor_stored import Kept, Labelled, kept_of, labelled_of
+from monitor_wire import Answered, Columns
 
 FORMAT = "3"
 NAME = "window.sqlite"
@@ -43,6 +39,12 @@ CREATE TABLE IF NOT EXISTS feedback (
     seq INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT UNIQUE NOT NULL, truth INTEGER NOT NULL);
 """
 
+ROWS = "SELECT seq, class, confidence, length, features, came FROM rows ORDER BY seq DESC LIMIT ?"
+LABELLED = (
+    "SELECT seq, class, truth, confidence, scores FROM answers WHERE truth IS NOT NULL "
+    "ORDER BY seq DESC LIMIT ?"
+)
+
 log = logging.getLogger("monitoring")
 
 
@@ -54,23 +56,6 @@ class _Other(Exception):
     """The file is a window that cannot be gone on with: what it is called now, and why."""
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Kept:
-    """The window's rows.
-
-    Parameters
-    ----------
-    rows
-        Oldest first.
-    since, until
-        When the first and the last of them came, in seconds since 1970; NaN without rows.
-    """
-
-    rows: Rows
-    since: float = math.nan
-    until: float = math.nan
-
-
 def span(rows: int, since: float, until: float) -> str:
     """How many rows, from when to when."""
     return f"{rows:,} rows from {utc(since)} to {utc(until)}" if rows else "no rows"
@@ -79,27 +64,6 @@ def span(rows: int, since: float, until: float) -> str:
 def utc(seconds: float) -> str:
     """A time since 1970 as people read it."""
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-
-
-@dataclass(frozen=True, eq=False, kw_only=True)
-class Labelled:
-    """Answers whose true class is known.
-
-    Parameters
-    ----------
-    predicted, true
-        Class per row.
-    scores
-        Per row (score column, probability) of the best classes.
-    """
-
-    predicted: Ints
-    true: Ints
-    confidence: np.ndarray[tuple[int, ...], np.dtype[np.float64]]
-    scores: tuple[Scores, ...]
-
-    def __len__(self) -> int:
-        return len(self.true)
 
 
 def fingerprint(columns: Columns) -> str:
@@ -157,11 +121,10 @@ class Window:
                 with held:
                     held.execute("BEGIN IMMEDIATE")
                     yield held
-            except (sqlite3.OperationalError, OSError) as error:
+            except (sqlite3.DatabaseError, OverflowError, OSError) as error:
                 self._drop()
-                raise NotKept(f"The window cannot be kept: {_line(error)}.") from None
-            except sqlite3.DatabaseError as error:
-                self._drop()
+                if _of_the_disk(error):
+                    raise NotKept(f"The window cannot be kept: {_line(error)}.") from None
                 self._aside("damaged", _line(error))
                 raise NotKept("The window was damaged; a new one is begun.") from None
 
@@ -172,9 +135,9 @@ class Window:
             except _Other as other:
                 self._aside(*other.args)
                 self._held = self._connected()
-            except sqlite3.OperationalError:
-                raise
             except sqlite3.DatabaseError as error:
+                if _of_the_disk(error):
+                    raise
                 self._aside("damaged", _line(error))
                 self._held = self._connected()
         return self._held
@@ -182,6 +145,7 @@ class Window:
     def _connected(self) -> sqlite3.Connection:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         held = sqlite3.connect(self.path, timeout=5, isolation_level=None, check_same_thread=False)
+        held.text_factory = _text  # a damaged text is a wrong value, not an error
         try:
             self._prepare(held)
         except BaseException:
@@ -202,6 +166,8 @@ class Window:
             "INSERT OR IGNORE INTO meta VALUES (?, ?)",
             [("format", FORMAT), ("model", self._print)],
         )
+        for select in (ROWS, LABELLED):  # whether its tables have these columns
+            held.execute(select, (0,))
 
     def _refuse_others(self, held: sqlite3.Connection) -> None:
         if not held.execute("SELECT 1 FROM sqlite_master WHERE name = 'meta'").fetchone():
@@ -282,64 +248,58 @@ class Window:
 
         Returns
         -------
-        matched, waiting, forgotten : int
-            Those whose row is there, those kept until it comes, and older ones that made room.
+        matched, waiting, gone : int
+            Those whose row is there, those kept until it comes, and those (of these and of older
+            ones) that are not kept, as newer ones are enough.
         """
-        matched = 0
         with self._use() as held:
-            for name, truth in items:
-                found = held.execute("UPDATE answers SET truth = ? WHERE id = ?", (truth, name))
-                if found.rowcount:
-                    matched += 1
-                    continue
-                held.execute(
-                    "INSERT INTO feedback (id, truth) VALUES (?, ?) "
-                    "ON CONFLICT (id) DO UPDATE SET truth = excluded.truth",
-                    (name, truth),
-                )
+            early = [(name, truth) for name, truth in items if not _label_old(held, name, truth)]
+            # one that comes again is as new as the others
+            held.executemany("INSERT OR REPLACE INTO feedback (id, truth) VALUES (?, ?)", early)
             gone = held.execute(
                 "DELETE FROM feedback WHERE seq <= "
                 "(SELECT seq FROM feedback ORDER BY seq DESC LIMIT 1 OFFSET ?)",
                 (WAITING,),
             ).rowcount
-        return matched, len(items) - matched, gone
+            kept = {name for (name,) in held.execute("SELECT id FROM feedback")} if early else set()
+        return len(items) - len(early), sum(name in kept for name, _ in early), gone
+
+    def forget(self, rows: Iterable[int], answers: Iterable[int]) -> None:
+        """Delete rows and answers by their numbers."""
+        with self._use() as held:
+            held.executemany("DELETE FROM rows WHERE seq = ?", ((seq,) for seq in rows))
+            held.executemany("DELETE FROM answers WHERE seq = ?", ((seq,) for seq in answers))
 
     # -- reading ------------------------------------------------------------------------------
 
     def kept(self) -> Kept:
         """The window, and from when to when it is."""
         with self._use() as held:
-            found = held.execute(
-                "SELECT class, confidence, length, features, came FROM rows "
-                "ORDER BY seq DESC LIMIT ?",
-                (self.size,),
-            ).fetchall()[::-1]
-        features = np.frombuffer(b"".join(row[3] for row in found), dtype=np.float32)
-        rows = Rows(
-            classes=np.array([row[0] for row in found], dtype=np.int64),
-            features=features.reshape(len(found), self.columns.features).astype(np.float64),
-            confidence=np.array([row[1] for row in found], dtype=np.float64),
-            length=np.array([math.nan if row[2] is None else row[2] for row in found]),
-        )
-        came = [row[4] for row in found]  # in no order, if the clock has been set meanwhile
-        return Kept(rows=rows, since=min(came), until=max(came)) if came else Kept(rows=rows)
+            found = held.execute(ROWS, (self.size,)).fetchall()
+        return kept_of(found[::-1], self.columns)
 
     def labelled(self) -> Labelled:
         """The newest answers with a true class, as many as the window has rows."""
         with self._use() as held:
-            found = held.execute(
-                "SELECT class, truth, confidence, scores FROM answers WHERE truth IS NOT NULL "
-                "ORDER BY seq DESC LIMIT ?",
-                (self.size,),
-            ).fetchall()[::-1]
-        return Labelled(
-            predicted=np.array([row[0] for row in found], dtype=np.int64),
-            true=np.array([row[1] for row in found], dtype=np.int64),
-            confidence=np.array([row[2] for row in found], dtype=np.float64),
-            scores=tuple(
-                tuple((column, sure) for column, sure in json.loads(row[3])) for row in found
-            ),
-        )
+            found = held.execute(LABELLED, (self.size,)).fetchall()
+        return labelled_of(found[::-1], self.columns)
+
+
+def _text(value: bytes) -> str:
+    return value.decode("utf-8", "replace")
+
+
+def _of_the_disk(error: Exception) -> bool:
+    """Whether an error may pass: the disk is full, or somebody else has the file."""
+    if isinstance(error, sqlite3.OperationalError):
+        return getattr(error, "sqlite_errorcode", None) != sqlite3.SQLITE_ERROR
+    return isinstance(error, OSError)
+
+
+def _label_old(held: sqlite3.Connection, name: str, truth: int) -> bool:
+    """Give an answer its true class, if it is there."""
+    done = held.execute("UPDATE answers SET truth = ? WHERE id = ?", (truth, name))
+    return done.rowcount > 0
 
 
 def _label_new(held: sqlite3.Connection, last: int) -> int:

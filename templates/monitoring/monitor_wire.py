@@ -116,7 +116,7 @@ def _named(data: list[list[Any]], names: Any, columns: Columns) -> Answered:
         place = places[name]
         return [read(row[place], f"Row {i}: {name}", columns) for i, row in enumerate(data)]
 
-    scores = column("scores", _scores, ())
+    scores = column("scores", read_scores, ())
     confidence = column("confidence", _probability, None)
     rows = Rows(
         classes=np.array(column("targets", _terminal, 0), dtype=np.int64),
@@ -228,7 +228,14 @@ def _id(value: Any, place: str, columns: Columns | None = None) -> str | None:
     return value
 
 
-def _scores(value: Any, place: str, columns: Columns) -> Scores:
+def read_scores(value: Any, place: str, columns: Columns) -> Scores:
+    """Read the best classes of a row, best first.
+
+    Raises
+    ------
+    Refused
+        They are something else.
+    """
     pairs = value if isinstance(value, list) else None
     if pairs is None or not 0 < len(pairs) <= MAX_SCORES:
         raise Refused(f"{place} must be 1–{MAX_SCORES} pairs of a column and a probability.")
