@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from models.model import Model
-    from utils.data import Dataset
+    from utils.data import Dataset, Split
     from utils.parity import Evidence
 
 
@@ -32,6 +32,7 @@ class Options:
     onnx: bool = False
     bento: bool = False
     monitoring: bool = False
+    token: bool = True
     latest: bool = False
     time: str | None = None
     opset: int = OPSET
@@ -143,6 +144,7 @@ def reference_set(layout: Layout, model: Model, checkpoint: Path) -> Path | pa.T
     beside = checkpoint.with_name(f"{checkpoint.stem}_reference.parquet")
     dvc.ensure(layout, beside)
     if beside.exists() and fits(beside, model.reference_columns()):
+        check_size(beside, name)
         return beside
     try:
         dataset = trained_rows(layout, model)
@@ -152,9 +154,28 @@ def reference_set(layout: Layout, model: Model, checkpoint: Path) -> Path | pa.T
             f"be made: {error.message.rstrip(' .…')}. Write one with: python train.py -m "
             f"{model.name} -d {name} -r"
         ) from error
+    check_size(dataset.test, name)
     cli.say(f"Making a reference set from the test split of {name}")
     with cli.progress("reference set") as progress:
         return model.gen_reference_set(dataset.test, progress)
+
+
+def check_size(reference: Path | Split, dataset: str) -> None:
+    """Refuse a reference set that the monitoring service would not start with.
+
+    Raises
+    ------
+    UserError
+        It has too few rows.
+    """
+    from utils.deployment import LEAST_ROWS, row_count
+
+    if (rows := row_count(reference)) < LEAST_ROWS:
+        raise UserError(
+            f"Monitoring needs a reference set of {LEAST_ROWS} rows or more, and that of "
+            f"{dataset!r} has {rows}, from its test split. Adapt the dataset with a larger one "
+            "(--train-ratio, --val-ratio) and train again, or export without monitoring: --bento."
+        )
 
 
 def trained_rows(layout: Layout, model: Model) -> Dataset:
@@ -230,7 +251,7 @@ def _export_bundle(
     reference: Path | pa.Table | None,
 ) -> Path:
     from utils.bundle import write_bundle
-    from utils.deployment import LEAST_ROWS, row_count, write_deployment
+    from utils.deployment import write_deployment
 
     folder = layout.bundle(model.name, model.info["dataset"])
     service_file = PROJECT_ROOT / "models" / model.name / "bentoml" / "svc_lts.py"
@@ -248,23 +269,28 @@ def _export_bundle(
         _say_quantization(classifier)
         if reference is not None:
             small = by_small_graph(layout, model, classifier)
-            reference = reference if small is None else small
-            if (rows := row_count(reference)) < LEAST_ROWS:
-                cli.say(
-                    f"The monitoring service will not start: the reference set has {rows} rows, it "
-                    f"needs {LEAST_ROWS}. Adapt the dataset with a larger test split."
-                )
-            columns = model.score_columns()
             return write_deployment(
                 folder,
                 service_file=service_file,
                 classifier=classifier,
-                reference=reference,
-                score_columns=columns,
+                reference=reference if small is None else small,
+                score_columns=model.score_columns(),
+                token=options.token,
             )
         if (folder / "docker-compose.yaml").exists():
             cli.say(f"The rest of {folder} is of an earlier export: add --monitoring to renew it")
         return write_bundle(folder / "inference", service_file=service_file, classifier=classifier)
+
+
+def _say_token(folder: Path) -> None:
+    """Say whether requests need a token, and never which."""
+    from utils.deployment import API_TOKEN, value_of
+
+    settings = folder / ".env"
+    if value_of(settings.read_text("utf-8", "surrogateescape"), API_TOKEN):
+        cli.say(f"Requests to port 5000 need the {API_TOKEN} of {settings}")
+    else:
+        cli.say(f"Port 5000 answers whoever reaches it: {settings} has no {API_TOKEN}")
 
 
 def export_all(layout: Layout, pairs: Sequence[tuple[str, str]], options: Options) -> None:
@@ -276,6 +302,7 @@ def export_all(layout: Layout, pairs: Sequence[tuple[str, str]], options: Option
                 cli.say(f"Wrote {folder}")
                 if options.monitoring and (folder / "docker-compose.yaml").exists():
                     cli.say(f"Start it: cd {folder} && docker-compose up -d --build")
+                    _say_token(folder)
         except Exception as error:
             if len(pairs) == 1:
                 raise
@@ -307,6 +334,11 @@ EPILOG = """Examples:
 @click.option(
     "--monitoring", is_flag=True,
     help="Write the bundle with monitoring, Prometheus and Grafana, for docker-compose up.",
+)  # fmt: skip
+@click.option(
+    "--token/--no-token", default=True,
+    help="Whether --monitoring makes a token for requests to port 5000, in .env, unless there is "
+    "one.  [default: token]",
 )  # fmt: skip
 @click.option("--best/--latest", "best", default=True, help="Which checkpoint.  [default: best]")
 @click.option("-t", "--time", help="Export the run of this time: YYYY-MM-DDTHH:MM:SS.")

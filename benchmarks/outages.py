@@ -123,7 +123,11 @@ def main() -> int:
             traffic = Texts(generated_texts(1000, random.Random(0)))
             address = f"http://127.0.0.1:{system.ports['inference']}"
             with Steady(
-                address, traffic, rate=options.rate, connections=options.connections
+                address,
+                traffic,
+                rate=options.rate,
+                connections=options.connections,
+                headers=system.headers,
             ) as load:
                 phase(load, 5)
                 phases, back = turns(system, load, options)

@@ -131,7 +131,13 @@ def soak(system: Deployed, options: argparse.Namespace) -> tuple[list[Sample], l
     address = f"http://127.0.0.1:{system.ports['inference']}"
     samples: list[Sample] = []
     print(HEADER, flush=True)
-    with Steady(address, traffic, rate=options.rate, connections=options.connections) as load:
+    with Steady(
+        address,
+        traffic,
+        rate=options.rate,
+        connections=options.connections,
+        headers=system.headers,
+    ) as load:
         start = shown = time.monotonic()
         while (spent := time.monotonic() - start) < options.minutes * 60:
             time.sleep(min(SAMPLE_SECONDS, options.minutes * 60 - spent))

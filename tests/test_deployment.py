@@ -18,8 +18,17 @@ from click.testing import CliRunner
 import export
 import train
 from models import MODELS
+from utils import deployment
 from utils.dashboard import ALERTS, DATASOURCE, dashboard_json, panel_queries, panels
-from utils.deployment import VERSIONS, prediction_yaml, settings_with_password
+from utils.deployment import (
+    API_TOKEN,
+    MONITOR_TOKEN,
+    PASSWORD,
+    VERSIONS,
+    prediction_yaml,
+    settings_with_secrets,
+    value_of,
+)
 from utils.errors import UserError
 from utils.paths import PROJECT_ROOT, Layout
 
@@ -75,13 +84,16 @@ def test_a_system_is_complete_and_its_secret_is_kept(trained: Layout) -> None:
     settings = folder / ".env"
     assert mode(settings) == 0o600
     password = _password(settings)
-    assert len(password) >= 24
+    held = [value_of(settings.read_text(), name) for name in SECRETS]
+    assert password in held
     others = [path for path in folder.rglob("*") if path.is_file() and path != settings]
-    assert not [path for path in others if password.encode() in path.read_bytes()]
+    contents = [path.read_bytes() for path in others]
+    assert not [secret for secret in held for content in contents if secret.encode() in content]
 
     settings.write_text(settings.read_text().replace("#KTT_PORT=5000", "KTT_PORT=6000"))
     (folder / "alertmanager" / "alertmanager.yaml").write_text("route: {receiver: mine}\n")
     (folder / "docker-compose.override.yaml").write_text("services: {}\n")
+    (folder / "prometheus-local.yaml").write_text("# mine\n")
     (folder / "prometheus" / "rules" / "left.yaml").write_text("groups: []\n")
     result = run("--monitoring")
     assert result.exit_code == 0, result.output
@@ -90,6 +102,7 @@ def test_a_system_is_complete_and_its_secret_is_kept(trained: Layout) -> None:
     assert "KTT_PORT=6000" in settings.read_text()
     assert "mine" in (folder / "alertmanager" / "alertmanager.yaml").read_text()
     assert (folder / "docker-compose.override.yaml").is_file()
+    assert (folder / "prometheus-local.yaml").read_text() == "# mine\n"
     assert not (folder / "prometheus" / "rules" / "left.yaml").exists()
 
 
@@ -99,13 +112,54 @@ def _password(settings: Path) -> str:
     return found[1]
 
 
-def test_passwords_differ_and_a_lost_one_is_added() -> None:
-    first, second = settings_with_password(""), settings_with_password("")
-    assert first != second
-    assert settings_with_password(first) == first
-    own = settings_with_password("KTT_PORT=1\nKTT_GRAFANA_PASSWORD=\n")
-    assert own.startswith("KTT_PORT=1\n")
-    assert re.search(r"KTT_GRAFANA_PASSWORD=\S{24,}\n$", own)
+SECRETS = (PASSWORD, API_TOKEN, MONITOR_TOKEN)
+
+
+def test_secrets_differ_and_a_lost_one_is_added() -> None:
+    first, second = settings_with_secrets(""), settings_with_secrets("")
+    values = [value_of(text, name) for text in (first, second) for name in SECRETS]
+    assert len(set(values)) == len(values)
+    assert all(len(value) >= 24 for value in values)
+    assert settings_with_secrets(first) == first
+    own = settings_with_secrets("KTT_PORT=1\nKTT_GRAFANA_PASSWORD=\n# the end")
+    assert own.startswith("KTT_PORT=1\nKTT_GRAFANA_PASSWORD=")
+    assert all(len(value_of(own, name)) >= 24 for name in SECRETS)
+    assert own.count("KTT_GRAFANA_PASSWORD") == 1
+    assert "\n# the end\n" in own
+
+
+@pytest.mark.parametrize(
+    "line", ["{}=mine", "{} = mine", "export {}=mine", "{}='mine'", '{}=\n{}="mine"  # my own']
+)
+def test_a_token_that_is_there_is_kept(line: str) -> None:
+    before = "".join(line.replace("{}", name) + "\n" for name in SECRETS)
+    assert settings_with_secrets(before) == before
+    assert {value_of(before, name) for name in SECRETS} == {"mine"}
+
+
+@pytest.mark.parametrize("line", ["{}=", "{}=''", '{}=" "', "{}= # none", "#{}=mine", "MY_{}=mine"])
+def test_what_is_no_token_is_none(line: str) -> None:
+    before = "".join(line.replace("{}", name) + "\n" for name in SECRETS)
+    assert not any(value_of(before, name) for name in SECRETS)
+    after = settings_with_secrets(before)
+    assert all(len(value_of(after, name)) >= 24 for name in SECRETS)
+
+
+def test_port_5000_needs_a_token_unless_the_export_is_told_not_to(trained: Layout) -> None:
+    open_ = run("--monitoring", "--no-token")
+    settings = trained.bundle(MODEL, "tiny") / ".env"
+    assert not value_of(settings.read_text(), API_TOKEN)
+    assert value_of(settings.read_text(), MONITOR_TOKEN)
+    assert "Port 5000 answers whoever reaches it" in open_.output
+
+    first = run("--monitoring")
+    token = value_of(settings.read_text(), API_TOKEN)
+    assert len(token) >= 24
+    assert mode(settings) == 0o600
+    assert "Requests to port 5000 need the KTT_API_TOKEN" in first.output
+    for again in (run("--monitoring"), run("--monitoring", "--no-token")):
+        assert value_of(settings.read_text(), API_TOKEN) == token
+        assert not any(value_of(settings.read_text(), name) in again.output for name in SECRETS)
 
 
 def test_what_containers_read_can_be_read_by_their_users(trained: Layout) -> None:
@@ -126,10 +180,10 @@ def test_the_reference_set_beside_the_checkpoint_is_taken(trained: Layout) -> No
     assert not list(trained.weights.rglob("*_reference.parquet"))
     checkpoint = next(trained.weight_dir(MODEL, "tiny").glob("best_*.pt"))
     beside = checkpoint.with_name(f"{checkpoint.stem}_reference.parquet")
-    pq.write_table(made.slice(0, 5), beside)
+    pq.write_table(made.slice(0, 20), beside)
     shutil.rmtree(trained.dataset("tiny"))
-    assert "will not start: the reference set has 5 rows" in run("--monitoring").output
-    assert pq.read_table(folder / "monitoring" / "references.parquet").num_rows == 5
+    exported(trained)
+    assert pq.read_table(folder / "monitoring" / "references.parquet").num_rows == 20
     config = yaml.safe_load((folder / "monitoring" / "evidently.yaml").read_text())
     assert set(config["prediction"]) < set(made.column_names)
     assert config["service"]["reference_path"] == "./references.parquet"
@@ -143,6 +197,50 @@ def test_the_reference_set_beside_the_checkpoint_is_taken(trained: Layout) -> No
 
     beside.write_bytes(b"nothing")
     assert "is no reference set" in run("--monitoring").output
+
+
+def test_a_reference_set_that_is_too_small_is_refused(trained: Layout) -> None:
+    folder = exported(trained)
+    made = pq.read_table(folder / "monitoring" / "references.parquet")
+    checkpoint = next(trained.weight_dir(MODEL, "tiny").glob("best_*.pt"))
+    beside = checkpoint.with_name(f"{checkpoint.stem}_reference.parquet")
+    pq.write_table(made.slice(0, 19), beside)
+    shutil.rmtree(folder)
+    result = run("--monitoring")
+    assert result.exit_code == 1
+    error = result.output.splitlines()[-1]
+    assert "20 rows or more, and that of 'tiny' has 19" in error
+    assert "--train-ratio" in error
+    assert "Start it" not in result.output
+    assert not folder.exists()
+    pq.write_table(made.slice(0, 20), beside)
+    exported(trained)
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [
+        ("evidently.yaml", "service: {window_size: 50, min_reference_size: 100}", "Raise window"),
+        ("evidently.yaml", "service: {windowsize: 50}", "unknown key 'windowsize'"),
+        ("evidently.yaml", "a: [", "evidently.yaml cannot be read"),
+    ],
+)
+def test_what_the_monitor_would_not_start_with_is_refused(
+    file: str, text: str, message: str, trained: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = deployment._write_monitoring
+
+    def write(folder: Path, model: Path, *rest: Any) -> None:
+        changed = shutil.copytree(model, trained.root / "changed")
+        (changed / file).write_text(text)
+        real(folder, changed, *rest)
+
+    monkeypatch.setattr(deployment, "_write_monitoring", write)
+    result = run("--monitoring")
+    assert result.exit_code == 1
+    assert message in result.output.splitlines()[-1]
+    assert "would not start" in result.output
+    assert not trained.bundle(MODEL, "tiny").exists()
 
 
 def test_a_dataset_that_changed_since_makes_no_reference_set(trained: Layout) -> None:
@@ -180,6 +278,8 @@ def test_nothing_but_what_must_be_is_published_and_all_is_locked_down(trained: L
         assert service["healthcheck"]["test"][0] == "CMD", name
         assert "deploy" not in service, name
         assert "depends_on" not in service, name
+        assert service["mem_limit"], name
+        assert service["pids_limit"], name
         if name != "inference":
             assert all(
                 port.startswith(("127.0.0.1:", "${KTT_MONITOR_ADDRESS:-127.0.0.1}:"))
@@ -192,6 +292,51 @@ def test_nothing_but_what_must_be_is_published_and_all_is_locked_down(trained: L
         "${KTT_GRAFANA_PASSWORD:?"
     )
     assert services["inference"]["environment"]["EVIDENTLY_HOST"] == "monitoring"
+    tokens = {
+        name: service["environment"][MONITOR_TOKEN]
+        for name, service in services.items()
+        if MONITOR_TOKEN in service.get("environment", {})
+    }
+    assert set(tokens) == {"inference", "monitoring"}
+    assert len(set(tokens.values())) == 1
+
+
+def test_what_shows_figures_cannot_reach_the_services(trained: Layout) -> None:
+    found = compose(exported(trained))
+    networks = {name: set(service["networks"]) for name, service in found["services"].items()}
+    assert set.union(*networks.values()) == set(found["networks"])
+    assert networks["inference"] & networks["monitoring"]
+    assert networks["prometheus"] & networks["monitoring"]
+    assert networks["prometheus"] & networks["inference"]
+    for name in ("grafana", "alertmanager"):
+        assert networks[name] & networks["prometheus"]
+        assert not networks[name] & (networks["monitoring"] | networks["inference"])
+
+
+def test_prometheus_without_containers_has_its_configuration(trained: Layout) -> None:
+    folder = exported(trained)
+    config = yaml.safe_load((folder / "prometheus-local.yaml").read_text())
+    contained = yaml.safe_load((folder / "prometheus" / "prometheus.yaml").read_text())
+    assert _targets(config) == {
+        "inference": ["localhost:5000"],
+        "monitoring": ["localhost:5001"],
+        "prometheus": ["localhost:9090"],
+    }
+    assert _targets(contained) == {
+        "inference": ["inference:5000"],
+        "monitoring": ["monitoring:5001"],
+        "prometheus": ["localhost:9090"],
+    }
+    (rules,) = config["rule_files"]
+    assert {path.name for path in folder.glob(rules)} == {"alerts.yaml", "recording.yaml"}
+    (rules,) = contained["rule_files"]
+    assert len(list((folder / "prometheus").glob(rules))) == 2
+
+
+def _targets(config: dict[str, Any]) -> dict[str, list[str]]:
+    return {
+        job["job_name"]: job["static_configs"][0]["targets"] for job in config["scrape_configs"]
+    }
 
 
 def test_a_torch_bundle_has_a_service_for_a_gpu_and_needs_none(tmp_path: Path) -> None:
@@ -289,7 +434,9 @@ def promtool(*arguments: str | Path) -> None:
 
 @needs_promtool
 def test_promtool_accepts_configuration_and_rules(trained: Layout) -> None:
-    promtool("check", "config", exported(trained) / "prometheus" / "prometheus.yaml")
+    folder = exported(trained)
+    promtool("check", "config", folder / "prometheus" / "prometheus.yaml")
+    promtool("check", "config", folder / "prometheus-local.yaml")
 
 
 @needs_promtool

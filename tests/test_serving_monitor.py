@@ -26,7 +26,8 @@ import pytest
 from utils import serving_monitor
 from utils.classifier import Observed
 from utils.errors import UserError
-from utils.serving_monitor import Reporter, Settings, monitor_address, rows_body
+from utils.serving_connection import monitor_address
+from utils.serving_monitor import Reporter, Settings, rows_body
 
 LABELS = ["A", "A > B", 'C "quoted" 100%', "D > é\\n"]
 FAST = Settings(interval=0.05, timeout=60, first_wait=0.05, longest_wait=0.2, batch=50, limit=1000)

@@ -105,8 +105,14 @@ class Deployed:
     def ask(self, path: str, document: Any, *, timeout: float = 10) -> Reply:
         """POST a JSON document to the inference service."""
         body = json.dumps(document).encode()
-        headers = {"Content-Type": "application/json"}
-        return self.request("inference", path, body, headers, timeout=timeout)
+        return self.request("inference", path, body, self.headers, timeout=timeout)
+
+    @functools.cached_property
+    def headers(self) -> dict[str, str]:
+        """What a request to the inference service brings."""
+        token = settings_of(self.folder).get("KTT_API_TOKEN")
+        bearer = {"Authorization": f"Bearer {token}"} if token else {}
+        return {"Content-Type": "application/json", **bearer}
 
     def prometheus(self, path: str, **parameters: str) -> Any:
         """What Prometheus's HTTP API answers."""
@@ -210,6 +216,13 @@ def deployed(folder: Path, period: int | None = None) -> Iterator[Deployed]:
         yield system
     finally:
         run.down()
+
+
+def settings_of(folder: Path) -> dict[str, str]:
+    """What `.env` of an exported folder sets."""
+    lines = (folder / ".env").read_text(encoding="utf-8").splitlines()
+    pairs = [line.partition("=") for line in lines if not line.startswith("#")]
+    return {name: value for name, _, value in pairs if value}
 
 
 def _set_ports(settings: Path, ports: Mapping[str, int]) -> None:
@@ -390,7 +403,7 @@ class Processes:
         with self._log(service).open("ab") as log:
             self.running[service] = subprocess.Popen(
                 command, cwd=where, stdout=log, stderr=log, start_new_session=True,
-                env={**os.environ, "PYTHONUNBUFFERED": "1", **env},
+                env={**os.environ, "PYTHONUNBUFFERED": "1", **settings_of(self.folder), **env},
             )  # fmt: skip
 
     def kill(self, service: str) -> None:

@@ -12,7 +12,9 @@ import re
 import secrets
 import shutil
 import stat
-from collections.abc import Iterable
+import subprocess
+import sys
+from collections.abc import Iterable, Sized
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,11 +30,16 @@ TEMPLATES = PROJECT_ROOT / "templates"
 VERSIONS = {"prometheus": "v2.42.0", "grafana": "11.6.14", "alertmanager": "v0.25.0"}
 """Of the images. The dashboard is built for Grafana's (see requirements-dev.txt)."""
 
+LOCAL = "prometheus-local.yaml"
+"""The same configuration for a Prometheus without containers; yours: an export keeps it."""
+
 WRITTEN = ("docker-compose.yaml", "inference", "monitoring", "prometheus", "grafana")
+PASSWORD, API_TOKEN, MONITOR_TOKEN = (
+    "KTT_GRAFANA_PASSWORD", "KTT_API_TOKEN", "KTT_MONITOR_TOKEN",
+)  # fmt: skip
 LEAST_ROWS = 20
 """Of a reference set: with fewer the monitoring service does not start."""
 
-_PASSWORD = re.compile(r"^[ \t]*KTT_GRAFANA_PASSWORD[ \t]*=[ \t]*\S", re.MULTILINE)
 _NOT_COPIED = shutil.ignore_patterns("__pycache__", "tests", "data")
 
 
@@ -43,6 +50,7 @@ def write_deployment(
     classifier: Path,
     reference: Path | pa.Table,
     score_columns: Iterable[str],
+    token: bool = True,
 ) -> Path:
     """Write what ``docker-compose up`` runs, whole.
 
@@ -50,7 +58,7 @@ def write_deployment(
     ----------
     folder
         Where. What an earlier export wrote there is replaced; its `.env`, the settings of the
-        alertmanager and whatever else lies there stay.
+        alertmanager, `prometheus-local.yaml` and whatever else lies there stay.
     service_file
         A model's `svc_lts.py`; `evidently.yaml` and `dashboard.json` stand beside it.
     classifier
@@ -59,11 +67,13 @@ def write_deployment(
         The reference set of the same weights: its file, or a table.
     score_columns
         Of the reference set.
+    token
+        Whether requests to the service need one, if `.env` does not have it already.
 
     Raises
     ------
     UserError
-        As `write_bundle` does.
+        As `write_bundle` does; or the monitoring service would not start with these files.
     """
     kept = [entry.name for entry in _entries(folder) if entry.name not in (*WRITTEN, ".env")]
     settings = folder / ".env"
@@ -76,8 +86,10 @@ def write_deployment(
         _write_configuration(temporary, service_file.parent, folder.name, _needs_gpu(classifier))
         if "alertmanager" not in kept:
             shutil.copytree(TEMPLATES / "deployment" / "alertmanager", temporary / "alertmanager")
+        if LOCAL not in kept:
+            _write_local(temporary / LOCAL)
         _make_readable(temporary)
-        _write_secret(temporary / ".env", settings_with_password(before))
+        _write_secret(temporary / ".env", settings_with_secrets(before, token=token))
     return folder
 
 
@@ -113,6 +125,16 @@ def _write_monitoring(
     (folder / "evidently.yaml").write_text(
         f"{text.rstrip()}\n{prediction_yaml(score_columns)}", encoding="utf-8"
     )
+    _check_monitoring(folder)
+
+
+def _check_monitoring(folder: Path) -> None:
+    """Let the monitoring service itself say whether it would start."""
+    command = [sys.executable, "-B", "monitor_reference.py"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or ["its check failed"])[-1]
+        raise UserError(f"The monitoring service would not start: {reason}")
 
 
 def prediction_yaml(score_columns: Iterable[str]) -> str:
@@ -131,7 +153,10 @@ def _write_configuration(folder: Path, model: Path, name: str, gpu: bool) -> Non
     _render(
         source / "prometheus" / "prometheus.yaml.tmpl",
         folder / "prometheus" / "prometheus.yaml",
-        inference_targets=", ".join(f'"{service}:5000"' for service in services),
+        rules="rules",
+        inference=[f"{service}:5000" for service in services],
+        monitoring="monitoring:5001",
+        alertmanager="alertmanager:9093",
     )
     shutil.copytree(source / "grafana", folder / "grafana")
     dashboards = folder / "grafana" / "provisioning" / "dashboards"
@@ -144,6 +169,17 @@ def _write_configuration(folder: Path, model: Path, name: str, gpu: bool) -> Non
         gpu=gpu,
         versions=VERSIONS,
         digests=digests,
+    )
+
+
+def _write_local(target: Path) -> None:
+    _render(
+        TEMPLATES / "deployment" / "prometheus" / "prometheus.yaml.tmpl",
+        target,
+        rules="prometheus/rules",
+        inference=["localhost:5000"],
+        monitoring="localhost:5001",
+        alertmanager="localhost:9093",
     )
 
 
@@ -177,15 +213,40 @@ def _digest(folder: Path) -> str:
 # -- settings -------------------------------------------------------------------------------
 
 
-def settings_with_password(before: str) -> str:
-    """Text for `.env`: the one that was there, with a password if it had none."""
-    if _PASSWORD.search(before):
-        return before
-    password = secrets.token_urlsafe(24)
-    if before:
-        return f"{before.rstrip()}\nKTT_GRAFANA_PASSWORD={password}\n"
-    template = (TEMPLATES / "deployment" / "env.tmpl").read_text(encoding="utf-8")
-    return template.replace("{{ password }}", password)
+def settings_with_secrets(before: str, *, token: bool = True) -> str:
+    """Text for `.env`: the one that was there, with the secrets that it had not.
+
+    Parameters
+    ----------
+    token
+        Whether one of them is that of the service's clients.
+    """
+    text = before or (TEMPLATES / "deployment" / "env.tmpl").read_text(encoding="utf-8")
+    for name in (PASSWORD, MONITOR_TOKEN, *([API_TOKEN] if token else [])):
+        if not value_of(text, name):
+            text = _with_value(text, name, secrets.token_urlsafe(24))
+    return text
+
+
+def value_of(settings: str, name: str) -> str:
+    """The value that `.env` gives a variable; empty without one."""
+    found = _line_of(name).findall(settings)
+    value: str = found[-1].strip() if found else ""  # the last one counts
+    quoted = re.fullmatch(r"""(["'])(.*)\1(\s+#.*)?""", value)
+    return quoted[2].strip() if quoted else re.sub(r"(^|\s+)#.*", "", value)
+
+
+def _with_value(settings: str, name: str, value: str) -> str:
+    """Give a variable a value where it stands without one, else at the end."""
+    line = f"{name}={value}"
+    places = list(_line_of(name).finditer(settings))
+    if places:
+        return settings[: places[-1].start()] + line + settings[places[-1].end() :]
+    return f"{settings.rstrip()}\n{line}\n"
+
+
+def _line_of(name: str) -> re.Pattern[str]:
+    return re.compile(rf"^[ \t]*(?:export[ \t]+)?{name}[ \t]*=(.*)$", re.MULTILINE)
 
 
 def _write_secret(path: Path, text: str) -> None:
@@ -198,13 +259,13 @@ def _write_secret(path: Path, text: str) -> None:
 # -- the reference set ----------------------------------------------------------------------
 
 
-def row_count(reference: Path | pa.Table) -> int:
-    """Rows of a reference set."""
+def row_count(reference: Path | Sized) -> int:
+    """Rows of a reference set, or of the split that it is made from."""
     import pyarrow.parquet as pq
 
     if isinstance(reference, Path):
         return int(pq.read_metadata(reference).num_rows)
-    return reference.num_rows
+    return len(reference)
 
 
 def fits(reference: Path, columns: Iterable[str]) -> bool:

@@ -7,20 +7,16 @@ service is away they wait, and the oldest are dropped, and counted, when there a
 from __future__ import annotations
 
 import atexit
-import contextlib
-import http.client
-import ipaddress
 import itertools
 import json
 import logging
 import os
 import random
-import re
 import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from http import HTTPStatus
@@ -29,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 import numpy as np
 import orjson
 
-from utils.errors import UserError
+from utils.serving_connection import TOKEN, Connection
 
 if TYPE_CHECKING:
     from utils.classifier import Observed
@@ -37,17 +33,15 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("bentoml.monitor")  # the servers of a bundle show the loggers of bentoml
 
-HOST, PORT = "EVIDENTLY_HOST", "EVIDENTLY_PORT"
-DEFAULT_ADDRESS = ("localhost", 5001)
 ROWS, FEEDBACK = "rows", "feedback"
 SENT, DROPPED, REFUSED = "sent", "dropped", "refused"
-ANSWER_BYTES = 65_536
 BODY_VALUES = 1_000_000  # some 11 MB; the monitor takes 16 MiB
 
+_HINTS: dict[int, str] = {
+    HTTPStatus.UNAUTHORIZED: f" (is {TOKEN} the same here and there?)",
+    HTTPStatus.FORBIDDEN: f" (set {TOKEN} here and there)",
+}
 _PATHS = {ROWS: "/iterate", FEEDBACK: "/feedback"}
-_HOST_NAME = re.compile(r"(?=.{1,253}$)\w([\w-]{0,61}\w)?(\.\w([\w-]{0,61}\w)?)*\.?", re.ASCII)
-_STALE = (http.client.RemoteDisconnected, ConnectionResetError, BrokenPipeError)
-"""What a connection says that the other side has closed since its last use."""
 
 Row: TypeAlias = "tuple[Observed, int, str]"
 """Some batch, the place within it, and the request's id."""
@@ -101,31 +95,6 @@ class Settings:
     first_wait: float = 0.5
     longest_wait: float = 30.0
     flush: float = 2.0
-
-
-def monitor_address(environ: Mapping[str, str] = os.environ) -> tuple[str, int]:
-    """Host and port of the monitoring service.
-
-    Raises
-    ------
-    UserError
-        EVIDENTLY_HOST or EVIDENTLY_PORT cannot be what they should be.
-    """
-    host = environ.get(HOST) or DEFAULT_ADDRESS[0]
-    port = environ.get(PORT) or str(DEFAULT_ADDRESS[1])
-    if not (_HOST_NAME.fullmatch(host) or _is_address(host)):
-        raise UserError(f"{HOST}={host!r} is no name of a host. Give its name or address alone.")
-    if not (port.isascii() and port.isdecimal() and 0 < int(port[:6]) < 65_536):
-        raise UserError(f"{PORT}={port!r} is no port. Give a number from 1 to 65535.")
-    return host, int(port)
-
-
-def _is_address(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return True
 
 
 # -- bodies ---------------------------------------------------------------------------------
@@ -193,6 +162,8 @@ class Reporter:
         Of the terminal classes, in the order of the score columns.
     meter
         Where it counts.
+    token
+        What the monitoring service wants to be sent.
     """
 
     def __init__(
@@ -201,8 +172,10 @@ class Reporter:
         labels: Sequence[str],
         meter: Meter,
         settings: Settings = Settings(),
+        token: str = "",
     ) -> None:
         self._address, self._meter, self._settings = address, meter, settings
+        self._token = token
         self._labels = [json.dumps(label) for label in labels]
         self._state = ""
         self._begin()
@@ -276,7 +249,7 @@ class Reporter:
 
     def _run(self) -> None:
         settings, failures = self._settings, 0
-        connection = _Connection(self._address, settings.timeout)
+        connection = Connection(self._address, settings.timeout, self._token)
         while not self._closed.is_set():
             if failures:
                 wait = min(settings.longest_wait, settings.first_wait * 2 ** min(failures - 1, 30))
@@ -293,7 +266,7 @@ class Reporter:
                 break
         connection.close()
 
-    def _send(self, connection: _Connection) -> bool:
+    def _send(self, connection: Connection) -> bool:
         """Try to send a batch; what could not be delivered goes back to where it was."""
         with self._lock:
             count = min(len(self._queue), self._settings.batch, self._fitting())
@@ -313,7 +286,7 @@ class Reporter:
         width = oldest[0].features.shape[1] if isinstance(oldest, tuple) else 1
         return max(1, BODY_VALUES // max(width, 1))
 
-    def _deliver(self, connection: _Connection, kind: str, items: Sequence[Any]) -> bool:
+    def _deliver(self, connection: Connection, kind: str, items: Sequence[Any]) -> bool:
         try:
             body = self._body(kind, items)
         except Exception as error:
@@ -327,7 +300,8 @@ class Reporter:
             self._tell("")
             return self._landed(SENT, items)
         if 400 <= status < 500 and status != HTTPStatus.REQUEST_TIMEOUT:
-            self._tell(f"refuses {kind} with status {status}: they are not sent again")
+            hint = _HINTS.get(status, "")
+            self._tell(f"refuses {kind} with status {status}{hint}: they are not sent again")
             return self._landed(REFUSED, items)
         return self._failed(f"status {status}")
 
@@ -361,58 +335,6 @@ class Reporter:
             host, port = self._address
             log.warning("The monitor at %s:%d %s", host, port, state or "answers")
         self._state = state
-
-
-class _Connection:
-    """A connection that is kept for the next request, and opened anew when that does not do."""
-
-    def __init__(self, address: tuple[str, int], timeout: float) -> None:
-        self._connection = http.client.HTTPConnection(*address, timeout=timeout)
-
-    def set_timeout(self, timeout: float) -> None:
-        """Change the time-out of what follows."""
-        self._connection.timeout = timeout
-        if self._connection.sock is not None:
-            self._connection.sock.settimeout(timeout)
-
-    def post(self, path: str, body: bytes) -> int:
-        """Send a body of JSON.
-
-        Returns
-        -------
-        int
-            The status of the answer.
-
-        Raises
-        ------
-        OSError, http.client.HTTPException
-            There is none.
-        """
-        used = self._connection.sock is not None
-        try:
-            return self._post(path, body)
-        except _STALE:
-            if not used:
-                raise
-        return self._post(path, body)
-
-    def _post(self, path: str, body: bytes) -> int:
-        try:
-            headers = {"Content-Type": "application/json"}
-            self._connection.request("POST", path, body, headers)
-            answer = self._connection.getresponse()
-            answer.read(ANSWER_BYTES)
-        except BaseException:
-            self.close()
-            raise
-        if not answer.isclosed():
-            self.close()
-        return answer.status
-
-    def close(self) -> None:
-        """Close it; the next request opens it again."""
-        with contextlib.suppress(OSError):
-            self._connection.close()
 
 
 _ALL: weakref.WeakSet[Reporter] = weakref.WeakSet()

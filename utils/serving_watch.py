@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, TypeAlias
 
+from utils.serving_connection import monitor_address, monitor_token
 from utils.serving_log import log_failure
 from utils.serving_metrics import ServiceMetrics
-from utils.serving_monitor import Reporter, monitor_address
+from utils.serving_monitor import Reporter
 
 Path: TypeAlias = tuple[str, ...]
 UNKNOWN = "unknown"
@@ -22,7 +23,7 @@ class Watch:
     Raises
     ------
     UserError
-        The monitor's address cannot be one.
+        The monitor's address or token cannot be one.
     """
 
     def __init__(self, classifier: Any) -> None:
@@ -55,7 +56,7 @@ def _reporter(classifier: Any, metrics: ServiceMetrics) -> Reporter | None:
     """What sends rows to the monitor, if service.json says that there is one."""
     if not getattr(getattr(classifier, "service", None), "monitoring", False):
         return None
-    return Reporter(monitor_address(), classifier.labels, metrics)
+    return Reporter(monitor_address(), classifier.labels, metrics, token=monitor_token())
 
 
 def paths_of(classifier: Any) -> frozenset[Path]:

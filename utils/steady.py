@@ -7,7 +7,7 @@ import json
 import random
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -83,12 +83,22 @@ class Steady:
         Such as ``http://127.0.0.1:5000``.
     rate
         Requests per second of all connections together.
+    headers
+        Of all requests.
     """
 
     def __init__(
-        self, address: str, traffic: Traffic, *, rate: float, connections: int = 8, seed: int = 0
+        self,
+        address: str,
+        traffic: Traffic,
+        *,
+        rate: float,
+        connections: int = 8,
+        seed: int = 0,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         self._address, self._traffic = address, traffic
+        self._headers = dict(headers or {})
         self._rate, self._connections, self._seed = rate, connections, seed
         self._ended = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._run()), daemon=True)
@@ -111,7 +121,9 @@ class Steady:
 
         connector = aiohttp.TCPConnector(limit=self._connections)
         timeout = aiohttp.ClientTimeout(total=PATIENCE)
-        async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
+        async with aiohttp.ClientSession(
+            connector=connector, timeout=timeout, headers=self._headers
+        ) as session:
             await asyncio.gather(
                 *(self._connection(session, number) for number in range(self._connections))
             )

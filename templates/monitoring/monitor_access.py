@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
+from werkzeug.datastructures import Headers
 from werkzeug.http import parse_options_header
 
 from monitor_tree import SetupError
@@ -62,7 +63,7 @@ class Access:
         named = {name.strip().lower() for name in environ.get(HOSTS, "").split(",")}
         return cls(token=token, hosts=frozenset({*named, socket.gethostname().lower()} - {""}))
 
-    def check_post(self, headers: Mapping[str, str]) -> None:
+    def check_post(self, headers: Headers) -> None:
         """Let a post pass that a service may have sent.
 
         Raises
@@ -81,7 +82,7 @@ class Access:
         if kind != "application/json" or options.get("charset", "utf-8").lower() not in CHARSETS:
             raise Denied(415, "Send application/json in UTF-8.")
 
-    def check_host(self, headers: Mapping[str, str]) -> None:
+    def check_host(self, headers: Headers) -> None:
         """Let a request pass that asks for this monitor.
 
         Raises

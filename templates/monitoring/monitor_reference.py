@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -202,3 +203,10 @@ def _check(rows: Rows, path: Path) -> None:
         raise SetupError(f"{path}: a feature is no finite number. Make it again with train.py -r.")
     if not ((rows.confidence >= -1e-6) & (rows.confidence <= 1 + 1e-6)).all():
         raise SetupError(f"{path}: a confidence is no probability. Make it again with train.py -r.")
+
+
+if __name__ == "__main__":  # the export asks whether the service would start
+    try:
+        load_setup(Path())
+    except SetupError as problem:
+        sys.exit(str(problem))

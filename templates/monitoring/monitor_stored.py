@@ -74,7 +74,7 @@ def kept_of(found: Sequence[Record], columns: Columns) -> Kept:
         confidence=np.array([record[2] for record in good], dtype=np.float64),
         length=np.array([math.nan if record[3] is None else record[3] for record in good]),
     )
-    finite = np.isfinite(rows.features).all(axis=1)
+    finite = np.asarray(np.isfinite(rows.features).all(axis=1))
     good = list(itertools.compress(good, finite))
     came = [record[5] for record in good] or [math.nan]  # in no order, if the clock has been set
     return Kept(

@@ -61,7 +61,7 @@ def shorten_durations(prometheus: Path) -> None:
 
 def load_on(system: Deployed, texts: Sequence[str], rate: float = RATE) -> Steady:
     address = f"http://127.0.0.1:{system.ports['inference']}"
-    return Steady(address, Texts(texts), rate=rate, connections=CONNECTIONS)
+    return Steady(address, Texts(texts), rate=rate, connections=CONNECTIONS, headers=system.headers)
 
 
 def phase(load: Steady, seconds: float = PHASE) -> list[Outcome]:
