@@ -31,6 +31,7 @@ from monitor_tree import SetupError, Tree
 from monitor_window import NAME, NotKept, span
 from tests.monitoring import FEATURES, Traffic, body_of, hierarchy, scores_of, tree, write_folder
 from utils.paths import PROJECT_ROOT
+from utils.serving_metrics import ServiceMetrics
 
 SETTINGS = {"window_size": 120, "min_reference_size": 40}
 SECRET = "zebrafish"
@@ -238,6 +239,61 @@ def test_class_names_of_any_kind_are_labels(tmp_path: Path, rng: np.random.Gener
     assert shares["other"] == pytest.approx(0.1)
     assert sum(shares.values()) == pytest.approx(1)
     assert text("\ud800") == "?"
+
+
+@pytest.mark.parametrize("named", [("other",), ("other", "(other)"), ("class 00",)])
+def test_a_class_called_other_is_told_from_the_others(
+    named: tuple[str, ...], rng: np.random.Generator
+) -> None:
+    from monitor_metrics import top_shares
+
+    names = [*named, *(f"class {index:02}x" for index in range(60 - len(named)))]
+    sorted_names = sorted(names)
+    flat = Tree.from_dict({"classes": names, "level_sizes": [60], "parent_of": [list(range(60))]})
+    rows = Traffic(tree()).draw(rng, 120)
+    rows = Rows(
+        classes=np.arange(120) % 60,
+        features=rows.features,
+        confidence=rows.confidence,
+        length=rows.length,
+    )
+    shares = top_shares(rows, flat)
+    (others,) = set(shares) - set(names)
+    assert shares[others] == pytest.approx(10 / 60)
+    assert all(shares[name] == pytest.approx(1 / 60) for name in sorted_names[:50])
+    # the service gives them the same name
+    metrics = ServiceMetrics(names, {"model": "m"})
+    assert metrics.registry.get_sample_value("ktt_answers_total", {"top": others}) == 0
+
+
+def test_classes_of_any_name_stand_apart_in_the_report(rng: np.random.Generator) -> None:
+    from monitor_report import frame, frequent_classes
+
+    tops = ["(others)", "(ends above)", *(f"class {index:02}" for index in range(40))]
+    below = ["(ends above)", "(others)"]
+    classes = Tree.from_dict(
+        {
+            "classes": [*tops, *below],
+            "level_sizes": [len(tops), len(below)],
+            "parent_of": [list(range(len(tops))), [2, 2]],
+        }
+    )
+    nodes = np.repeat(np.arange(len(tops) + len(below)), np.r_[9, 9, [1] * 38, 3, 3, 5, 5])
+    drawn = Traffic(tree()).draw(rng, len(nodes))
+    rows = Rows(
+        classes=nodes,
+        features=drawn.features,
+        confidence=drawn.confidence,
+        length=drawn.length,
+    )
+    shown = frame(rows, classes, frequent_classes(rows, classes))
+    first, second = shown["level 1"].value_counts(), shown["level 2"].value_counts()
+    assert first["(others)"] == first["(ends above)"] == 9
+    assert first.sum() == len(nodes)
+    assert len(first) == 31  # thirty by name, and the others
+    assert second["class 00 > (others)"] == second["class 00 > (ends above)"] == 5
+    assert second.sum() == len(nodes)
+    assert len(second) == 3
 
 
 # -- rows -----------------------------------------------------------------------------------

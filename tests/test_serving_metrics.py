@@ -57,6 +57,24 @@ def test_many_top_level_classes_do_not_make_many_labels() -> None:
     assert value(metrics, "ktt_answers_total", top="other") == 450
 
 
+@pytest.mark.parametrize("named", [("other",), ("other", "(other)"), ("zz",)])
+def test_a_class_called_other_is_told_from_the_others(named: tuple[str, ...]) -> None:
+    names = [*(f"class {i:03}" for i in range(48)), *named, *(f"rest {i:03}" for i in range(12))]
+    metrics = ServiceMetrics(names, INFO)
+    metrics.answered([answer(name) for name in names for _ in range(1 + (name in named))], 0)
+    found = {
+        sample.labels["top"]: sample.value
+        for family in metrics.registry.collect()
+        for sample in family.samples
+        if sample.name == "ktt_answers_total"
+    }
+    shown = sorted(names)[:50]
+    assert {name: found[name] for name in shown} == {name: 1 + (name in named) for name in shown}
+    (others,) = set(found) - set(names)
+    assert found[others] == len(names) + len(named) - sum(found[name] for name in shown)
+    assert others == ("other" if named == ("zz",) else f"({named[-1]})")
+
+
 def test_what_became_of_rows_is_counted() -> None:
     metrics = ServiceMetrics([], INFO)
     metrics.count("rows", "dropped", 7)
@@ -95,6 +113,7 @@ def test_what_was_observed_reaches_the_monitor_with_the_ids(
     monitor = Monitor()
     monkeypatch.setenv("EVIDENTLY_HOST", "127.0.0.1")
     monkeypatch.setenv("EVIDENTLY_PORT", str(monitor.port))
+    monkeypatch.setenv("KTT_MONITOR_TOKEN", "a-token")
     watch = Watch(_Classifier(monitoring=True))
     assert watch.reporter is not None
     try:
@@ -105,6 +124,7 @@ def test_what_was_observed_reaches_the_monitor_with_the_ids(
         monitor.stop()
     assert [(row[0], row[-3], row[-1]) for row in monitor.rows] == [("B", 1, "1"), ("B", 5, "2")]
     assert monitor.feedback == [{"request_id": "1", "path": ["A"]}]
+    assert monitor.tokens == {"Bearer a-token"}
     assert value(watch.metrics, "ktt_monitor_rows_total", outcome="sent") == 2
     assert value(watch.metrics, "ktt_monitor_feedback_total", outcome="sent") == 1
     assert value(watch.metrics, "ktt_monitor_queue_rows") == 0

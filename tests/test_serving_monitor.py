@@ -26,7 +26,7 @@ import pytest
 from utils import serving_monitor
 from utils.classifier import Observed
 from utils.errors import UserError
-from utils.serving_connection import monitor_address
+from utils.serving_connection import monitor_address, monitor_token
 from utils.serving_monitor import Reporter, Settings, rows_body
 
 LABELS = ["A", "A > B", 'C "quoted" 100%', "D > é\\n"]
@@ -45,6 +45,7 @@ class Monitor:
         self.rows: list[list[Any]] = []
         self.feedback: list[dict[str, Any]] = []
         self.sizes: list[int] = []
+        self.tokens: set[str | None] = set()
         self.connections = self.requests = self.hanging = 0
         self._open: set[socket.socket] = set()
         monitor = self
@@ -60,6 +61,7 @@ class Monitor:
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["Content-Length"]))
                 monitor.requests += 1
+                monitor.tokens.add(self.headers["Authorization"])
                 if monitor.hangs.is_set():
                     monitor.hanging += 1
                     monitor.release.wait(120)
@@ -578,3 +580,12 @@ def test_a_wrong_port_is_one_line(port: str) -> None:
 def test_a_wrong_host_is_one_line(host: str) -> None:
     with pytest.raises(UserError, match="EVIDENTLY_HOST=.*Give its name"):
         monitor_address({"EVIDENTLY_HOST": host})
+
+
+@pytest.mark.parametrize("token", [" ", "\t\n", "a b", "a\nb", "ü", "\udcff", "a\x00b"])
+def test_a_token_that_cannot_be_one_is_an_error(token: str) -> None:
+    with pytest.raises(UserError, match="KTT_MONITOR_TOKEN is blank, or") as caught:
+        monitor_token({"KTT_MONITOR_TOKEN": token})
+    assert "\n" not in caught.value.message
+    assert monitor_token({}) == monitor_token({"KTT_MONITOR_TOKEN": ""}) == ""
+    assert monitor_token({"KTT_MONITOR_TOKEN": "right\r\n"}) == "right"

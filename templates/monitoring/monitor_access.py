@@ -79,7 +79,10 @@ class Access:
         else:  # whoever knows the token is no foreign page
             self.check_host(headers)
         kind, options = parse_options_header(headers.get("Content-Type"))
-        if kind != "application/json" or options.get("charset", "utf-8").lower() not in CHARSETS:
+        if (
+            kind.lower() != "application/json"
+            or options.get("charset", "utf-8").lower() not in CHARSETS
+        ):
             raise Denied(415, "Send application/json in UTF-8.")
 
     def check_host(self, headers: Headers) -> None:
