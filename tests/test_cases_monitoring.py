@@ -47,7 +47,6 @@ def test_a_reference_set_that_is_too_small_is_refused(layout: Layout) -> None:
     assert not layout.bundle(MODEL, "case").exists()
 
 
-@pytest.mark.slow
 def test_a_class_called_other_is_told_from_the_others(layout: Layout) -> None:
     table = CASES / "class_called_other" / "t.jsonl"
     trained(layout, table, "-t", "text", "-c", "path")

@@ -16,7 +16,7 @@ import pytest
 
 from monitor_front import PIECE, Front, Limits
 
-BRIEF = Limits(idle=0.5, request=0.5, answer=0.5, parting=0.2, body=200_000, pieces=500)
+BRIEF = Limits(idle=0.5, request=0.5, answer=0.5, parting=0.2, body=200_000, chunks=500)
 LARGE = b"x" * 20_000_000
 SOON = 1.0  # seconds within which others are answered
 
@@ -261,7 +261,7 @@ def test_a_client_may_wait_to_be_told_to_go_on(server: Running) -> None:
     ],
     ids=[
         "TLS", "no host", "two hosts", "long line", "many headers", "long header",
-        "negative length", "two lengths", "chunks", "coding", "many pieces",
+        "negative length", "two lengths", "chunks", "coding", "many chunks",
     ],
 )  # fmt: skip
 def test_what_is_no_http_is_refused_in_one_line(raw: bytes, status: int, server: Running) -> None:

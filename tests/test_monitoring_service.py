@@ -24,6 +24,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from monitor_app import app_of
 from monitor_drift import Rows
+from monitor_front import ARRIVED
+from monitor_metrics import Metrics
 from monitor_reference import load_setup
 from monitor_report import Reports, with_line
 from monitor_service import Monitor
@@ -126,6 +128,28 @@ def test_metrics_tell_what_the_last_calculation_found(
     assert held["ktt_text_length_mean"]["window",] == pytest.approx(rows.length.mean())
     stopped = tree().inner[rows.classes].mean()
     assert held["ktt_stopped_early_share"]["window",] == pytest.approx(stopped)
+
+
+def test_who_asks_at_once_gets_one_page_of_metrics(
+    client: FlaskClient, monitor: Monitor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = 0
+    real = Metrics.collect
+
+    def collect(metrics: Metrics) -> Iterator[Any]:
+        nonlocal made
+        made += 1
+        return real(metrics)
+
+    monkeypatch.setattr(Metrics, "collect", collect)
+    arrived = {ARRIVED: time.monotonic()}
+    pages = {client.get("/metrics", environ_overrides=arrived).text for _ in range(50)}
+    assert (made, len(pages)) == (1, 1)
+    monitor.metrics.received.inc(7)
+    assert _one(client, "ktt_rows_received_total") == 7
+    later = {ARRIVED: time.monotonic()}
+    assert "ktt_rows_received_total 7.0" in client.get("/metrics", environ_overrides=later).text
+    assert made == 3
 
 
 def test_it_says_which_rows_its_figures_are_about_and_how_old_they_are(

@@ -2,10 +2,11 @@
 
 import asyncio
 import os
+import socket
 
 from gunicorn.workers import base
 
-from monitor_front import BACKLOG, PIECE, Front
+from monitor_front import PIECE, Front
 
 
 class Worker(base.Worker):
@@ -17,16 +18,19 @@ class Worker(base.Worker):
 
     async def _serve(self) -> None:
         front = Front(self.wsgi)
-        servers = [
-            await asyncio.start_server(front.serve, sock=held.sock, limit=PIECE, backlog=BACKLOG)
-            for held in self.sockets
-        ]
+        servers = [await self._listen(front, held.sock) for held in self.sockets]
         while self.alive and self.ppid == os.getppid():
             self.notify()
             await asyncio.sleep(0.2)
         for server in servers:
             server.close()
         await front.finish(self.cfg.graceful_timeout)
+
+    async def _listen(self, front: Front, held: socket.socket) -> asyncio.Server:
+        # So many are let in before those inside are looked at again; more may wait outside.
+        server = await asyncio.start_server(front.serve, sock=held, limit=PIECE, backlog=100)
+        held.listen(self.cfg.backlog)
+        return server
 
 
 ADDRESS = os.environ.get("KTT_MONITOR_ADDRESS") or "127.0.0.1"

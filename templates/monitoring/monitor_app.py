@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 
 from monitor_access import Access, Denied
+from monitor_front import ARRIVED
 from monitor_reference import load_setup
 from monitor_report import Reports
 from monitor_service import Monitor, labels_of, place_of
@@ -86,7 +88,8 @@ def _take(app: Flask, monitor: Monitor, access: Access) -> None:
 def _tell(app: Flask, monitor: Monitor) -> None:
     @app.get("/metrics")
     def metrics() -> Response:
-        return Response(monitor.metrics.page(), content_type=CONTENT_TYPE_LATEST)
+        page = monitor.metrics.page(request.environ.get(ARRIVED, math.inf))
+        return Response(page, content_type=CONTENT_TYPE_LATEST)
 
     @app.get("/livez")
     def livez() -> Response:

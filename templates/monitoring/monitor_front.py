@@ -13,6 +13,7 @@ import io
 import logging
 import resource
 import sys
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -27,7 +28,8 @@ from werkzeug.test import run_wsgi_app
 from monitor_service import place_of
 
 PIECE = 16_384  # bytes that are read or written at a time
-BACKLOG = 2048
+ARRIVED = "monitor.arrived"
+"""Where a request says when it was all there, by `time.monotonic`."""
 OWN_FILES = 64  # which are no connections: the window, the log, a report being made
 
 Application = Callable[..., Any]
@@ -49,8 +51,8 @@ class Limits:
         For reading an answer.
     body
         Longer ones are cut; the application refuses them.
-    pieces
-        Parts that a body may come in.
+    chunks
+        Parts that a body without a length may come in.
     held
         Bodies and answers of all clients together.
     """
@@ -61,7 +63,7 @@ class Limits:
     parting: float = 2
     connections: int = 1000
     body: int = 16 * 1024 * 1024
-    pieces: int = 20_000
+    chunks: int = 1000
     held: int = 64 * 1024 * 1024
     target: int = 2048
     headers: int = 50
@@ -192,13 +194,13 @@ class Front:
         return environ_of(request, await self._body(client))
 
     async def _body(self, client: Client) -> bytearray:
-        body, pieces = bytearray(), 0
+        body, chunks = bytearray(), 0
         while isinstance(event := await client.event(), h11.Data):
             body += event.data
-            pieces += 1
+            chunks += event.chunk_start
             if len(body) >= self._limits.body:
                 break
-            if pieces > self._limits.pieces:
+            if chunks > self._limits.chunks:
                 raise Unanswerable(HTTPStatus.BAD_REQUEST)
             self._hold(client, len(event.data))
         return body
@@ -278,6 +280,7 @@ def environ_of(request: h11.Request, body: bytearray) -> dict[str, Any]:
         "SERVER_NAME": "monitor",
         "SERVER_PORT": "80",
         "SERVER_PROTOCOL": f"HTTP/{request.http_version.decode('latin-1')}",
+        ARRIVED: time.monotonic(),
         "wsgi.version": (1, 0),
         "wsgi.url_scheme": "http",
         "wsgi.input": io.BytesIO(body),

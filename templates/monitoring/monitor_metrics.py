@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
@@ -135,14 +136,25 @@ class Metrics(Collector):
         self.registry.register(self)
         ProcessCollector(registry=self.registry)  # memory, and since when it runs
         self._lock = threading.Lock()
+        self._page, self._begun = b"", -math.inf
 
     def _counter(self, name: str, what: str, labels: tuple[str, ...] = ()) -> Counter:
         return Counter(name, what, labels, registry=self.registry)
 
-    def page(self) -> bytes:
-        """The page of metrics, in Prometheus's text format."""
+    def page(self, since: float = math.inf) -> bytes:
+        """The page of metrics, in Prometheus's text format.
+
+        Parameters
+        ----------
+        since
+            By `time.monotonic`: a page that was begun later will do, so that however many ask at
+            once get the same one.
+        """
         with self._lock:
-            return generate_latest(self.registry)
+            if self._begun < since:
+                self._begun = time.monotonic()
+                self._page = generate_latest(self.registry)
+            return self._page
 
     def collect(self) -> Iterator[Metric]:
         """Give all gauges, from one calculation."""
