@@ -30,8 +30,15 @@ def monitor(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Monitor]:
     made.stop()
 
 
+class NoReports(Reports):
+    """Makes none."""
+
+    def page(self) -> bytes | None:
+        return None
+
+
 def client_of(monitor: Monitor, access: Access | None = None) -> FlaskClient:
-    return app_of(monitor, Reports(Path(), Path()), access or Access()).test_client()
+    return app_of(monitor, NoReports(Path(), Path()), access or Access()).test_client()
 
 
 def post(client: FlaskClient, headers: dict[str, str], kind: str | None = JSON) -> int:

@@ -13,9 +13,10 @@ from werkzeug.exceptions import HTTPException, RequestEntityTooLarge
 
 from monitor_access import Access, Denied
 from monitor_front import ARRIVED
+from monitor_log import place_of
 from monitor_reference import load_setup
 from monitor_report import Reports
-from monitor_service import Monitor, labels_of, place_of
+from monitor_service import Monitor, labels_of
 from monitor_window import NotKept
 from monitor_wire import Refused
 

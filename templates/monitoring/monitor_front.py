@@ -25,7 +25,7 @@ from urllib.parse import unquote
 import h11
 from werkzeug.test import run_wsgi_app
 
-from monitor_service import place_of
+from monitor_log import place_of
 
 PIECE = 16_384  # bytes that are read or written at a time
 ARRIVED = "monitor.arrived"

@@ -7,7 +7,6 @@ import logging
 import os
 import threading
 import time
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -15,6 +14,7 @@ from typing import TypeVar
 import numpy as np
 
 from monitor_drift import Detector, Rows
+from monitor_log import place_of
 from monitor_metrics import Metrics, Snapshot, summarize
 from monitor_performance import metric_names, performance
 from monitor_reference import Setup, load_service
@@ -204,13 +204,6 @@ class Monitor:
             self.window.forget(kept.damaged, labelled.damaged)
             self.metrics.damaged.inc(count)
             log.warning("%d damaged rows of the window are dropped", count)
-
-
-def place_of(error: BaseException) -> str:
-    """Where in the code an error came from, without its message, which may hold data."""
-    frames = traceback.extract_tb(error.__traceback__)
-    where = f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else "?"
-    return f"{type(error).__name__} at {where}"
 
 
 def _no_rows(features: int) -> Rows:
