@@ -259,7 +259,8 @@ def test_what_is_no_http_is_refused(service: Service, raw: bytes) -> None:
 
 
 def test_bodies_in_chunks_are_limited_too(service: Service) -> None:
-    head = b"POST /iterate HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
+    head = b"POST /iterate HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
+    head += b"Transfer-Encoding: chunked\r\n\r\n"
     piece = b"100000\r\n" + b" " * 0x100000 + b"\r\n"
     with socket.create_connection(("127.0.0.1", service.server.port), 60) as client:
         with contextlib.suppress(OSError):  # it need not read to the end
@@ -273,19 +274,18 @@ def test_slow_clients_hold_up_nobody(service: Service) -> None:
         address = ("127.0.0.1", service.server.port)
         clients = [stack.enter_context(socket.create_connection(address, 60)) for _ in range(150)]
         for number, client in enumerate(clients):
-            client.sendall([head, head[:30], b""][number % 3])
+            client.sendall([head, head[:30]][number % 2])
         for _ in range(4):
             started = time.monotonic()
             assert service.server.get("/healthz").status == 200
             assert service.server.get("/metrics").status == 200
             assert time.monotonic() - started < 2
             assert not select.select(clients, [], [], 0)[0]  # it has given up none of them yet
-            for client in clients[::3]:
+            for client in clients:
                 client.sendall(b" ")
             time.sleep(1)
-        for number, client in enumerate(clients):
-            answer = client.recv(1000)
-            assert answer.startswith(b"HTTP/1.1 408") if number % 3 < 2 else not answer
+        for client in clients:
+            assert client.recv(1000).startswith(b"HTTP/1.1 408")
 
 
 def test_it_went_on_all_the_time(service: Service) -> None:
