@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -260,8 +260,24 @@ class Model(ABC):
             parts.append(decode(nothing, self.hierarchy, self.tree, self.temperature))
         return join(parts)
 
-    def validate(self, val: Split) -> dict[str, float]:
+    def validation_rows(self, val: Split) -> Split:
+        """The rows of a validation split that are scored: large ones are thinned evenly."""
+        limit = max(1, VALIDATION_CELLS // self.tree.class_count)
+        if len(val) <= limit:
+            return val
+        return val.take(np.linspace(0, len(val) - 1, limit).astype(int))
+
+    def validate(
+        self, val: Split, scored: Iterable[tuple[Floats, Floats]] | None = None
+    ) -> dict[str, float]:
         """Fit the temperature on `val` and compute its metrics, scoring each row once.
+
+        Parameters
+        ----------
+        val
+            Of many rows only `validation_rows` count.
+        scored
+            What `score_batches` gives for the texts of these; by default it is called.
 
         Returns
         -------
@@ -272,10 +288,9 @@ class Model(ABC):
         if not len(val):
             self.temperature = self.default_temperature
             return {}
-        limit = max(1, VALIDATION_CELLS // self.tree.class_count)
-        if len(val) > limit:
-            val = val.take(np.linspace(0, len(val) - 1, limit).astype(int))
-        scores = np.concatenate([scores for scores, _ in self.score_batches(val.texts)])
+        val = self.validation_rows(val)
+        batches = self.score_batches(val.texts) if scored is None else scored
+        scores = np.concatenate([scores for scores, _ in batches])
         truth = self.tree.last_codes(val.codes, self.hierarchy)
         self.temperature = fit_temperature(scores, truth, self.tree, self.default_temperature)
         loss = negative_log_likelihood(scores, truth, self.tree, self.temperature)

@@ -151,6 +151,42 @@ def test_validation_texts_are_tokenised_once(
     assert sum(counted) == len(dataset.train) + len(dataset.val)
 
 
+@pytest.mark.parametrize("limit", [5, 21, 10_000], ids=["thinned", "whole", "far below"])
+def test_a_frozen_encoder_encodes_each_validation_text_once(
+    dataset: Dataset, encoder: Path, monkeypatch: pytest.MonkeyPatch, limit: int
+) -> None:
+    """However many rows the validation split has: of 21 rows `limit` are scored."""
+    from utils.encoders import Encoder
+
+    model = make_model(dataset, encoder, epochs=4, frozen=True)
+    monkeypatch.setattr("models.model.VALIDATION_CELLS", limit * model.tree.class_count)
+    encoded: list[int] = []
+    forward = Encoder.forward
+
+    def spy(self: Encoder, ids: Any, mask: Any) -> Any:
+        encoded.append(len(ids))
+        return forward(self, ids, mask)
+
+    monkeypatch.setattr(Encoder, "forward", spy)
+    train(model, dataset)
+    assert len(dataset.val) == 21
+    assert sum(encoded) == len(dataset.train) + min(limit, 21)
+
+
+def test_a_thinned_validation_split_is_scored_like_its_rows(
+    dataset: Dataset, encoder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make_model(dataset, encoder, epochs=1, frozen=True)
+    few = dataset.val.take(np.linspace(0, len(dataset.val) - 1, 6).astype(int))
+    (whole,) = model.fit(dataset.train, few, epochs=None, seed=0)
+    monkeypatch.setattr("models.model.VALIDATION_CELLS", 6 * model.tree.class_count)
+    (thinned,) = make_model(dataset, encoder, epochs=1, frozen=True).fit(
+        dataset.train, dataset.val, epochs=None, seed=0
+    )
+    assert thinned.metrics == pytest.approx(whole.metrics)
+    assert thinned.metrics["rows"] == 6
+
+
 def test_consecutive_rows_of_tokens(encoder: Path, dataset: Dataset) -> None:
     model = make_model(dataset, encoder)
     model._begin(None, 0)

@@ -112,7 +112,7 @@ def fit_families(
     """
     tasks = list(_tasks(families))
     tasks.sort(key=lambda task: -len(task.family.rows))
-    keep = _weights_per_class(matrix, tasks)
+    keep = _weights_per_class(matrix, families)
     blocks: list[_Block] = list(_absent(families, matrix.shape[1]))
     threads = min(_thread_count(), max(_CELLS // (3 * _BLOCK * max(matrix.shape[1], 1)), 1))
     with ThreadPoolExecutor(threads) as pool:
@@ -153,15 +153,15 @@ def _absent(families: Sequence[Family], features: int) -> Iterator[_Block]:
         )
 
 
-def _weights_per_class(matrix: sp.csr_matrix, tasks: Sequence[_Task]) -> int:
+def _weights_per_class(matrix: sp.csr_matrix, families: Sequence[Family]) -> int:
     """Return how many weights a class may keep so that all together stay within the limit."""
-    families = {id(task.family): task.family for task in tasks}
     nonzero = np.diff(matrix.indptr)
     # A family cannot have more weights per class than its rows have entries.
     bounds = np.concatenate(
         [
             np.full(len(family.columns), min(int(nonzero[family.rows].sum()), matrix.shape[1]))
-            for family in families.values()
+            for family in families
+            if np.count_nonzero(np.bincount(family.labels)) > 1  # else nothing is fitted
         ]
         or [np.zeros(1, dtype=np.int64)]
     )
