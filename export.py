@@ -343,8 +343,8 @@ EPILOG = """Examples:
 @click.option("--best/--latest", "best", default=True, help="Which checkpoint.  [default: best]")
 @click.option("-t", "--time", help="Export the run of this time: YYYY-MM-DDTHH:MM:SS.")
 @click.option(
-    "--opset", type=click.IntRange(OPSETS[0], OPSETS[-1]), default=OPSET, show_default=True,
-    help="ONNX operator set.",
+    "--opset", type=click.IntRange(OPSETS[0], OPSETS[-1]),
+    help=f"Operator set of ONNX graphs.  [default: {OPSET}]",
 )  # fmt: skip
 @click.option(
     "--quantize",
@@ -376,6 +376,12 @@ def main(
     values["onnx"] = values["onnx"] or not values["bento"]
     if values["runtime"] != RUNTIMES[0] and not values["bento"]:
         raise UserError(f"--runtime {values['runtime']} is of service bundles: add --bento.")
+    if values["opset"] and values["runtime"] == "torch" and not values["onnx"]:
+        raise UserError(
+            f"--opset {values['opset']} is of ONNX graphs: leave it or --runtime torch out, or add "
+            "--onnx."
+        )
+    values["opset"] = values["opset"] or OPSET
     if tag:
         if not best:
             raise UserError(f"--tag {tag} means that run's best checkpoint: leave out --latest.")

@@ -506,13 +506,11 @@ class Model(ABC):
         with atomic_dir(folder) as temporary:
             write_json(temporary / SERVICE, asdict(service))
             if runtime == "torch":
-                self._write_torch(temporary, opset, quantize, evidence)
+                self._write_torch(temporary, quantize, evidence)
             else:
                 self._write_export(temporary, opset, quantize, evidence, parts=False)
 
-    def _write_torch(
-        self, folder: Path, opset: int, quantize: str | None, evidence: Evidence
-    ) -> None:
+    def _write_torch(self, folder: Path, quantize: str | None, evidence: Evidence) -> None:
         if quantize:
             raise UserError(
                 f"--quantize {quantize} is of ONNX graphs: leave it or --runtime torch out."
@@ -533,7 +531,7 @@ class Model(ABC):
                 entry["half"] = True
             except UserError as error:
                 log.info("%s", error.message)
-        self._write_description(folder, opset, entry, parity, None)
+        self._write_description(folder, None, entry, parity, None)
 
     def _write_export(
         self, folder: Path, opset: int, quantize: str | None, evidence: Evidence, *, parts: bool
@@ -586,7 +584,7 @@ class Model(ABC):
     def _write_description(
         self,
         folder: Path,
-        opset: int,
+        opset: int | None,
         entry: dict[str, Any],
         parity: dict[str, Any],
         quantization: dict[str, Any] | None,

@@ -355,6 +355,18 @@ def test_int8_that_changes_decisions_is_refused_with_figures(
     assert list(tmp_path.iterdir()) == [folder]
 
 
+def test_every_graph_has_the_operator_set_asked_for(
+    model: Model, evidence: Evidence, tmp_path: Path
+) -> None:
+    model.export_onnx(tmp_path / "out", 12, quantize="int8", evidence=evidence)
+    graphs = sorted((tmp_path / "out").rglob("*.onnx"))
+    assert len(graphs) >= 2
+    for graph in graphs:
+        versions = {x.version for x in onnx.load(graph).opset_import if not x.domain}
+        assert versions == {12}, graph
+    assert read_json(tmp_path / "out" / "manifest.json")["opset"] == 12
+
+
 def test_int8_without_validation_rows_is_refused(model: Model, tmp_path: Path) -> None:
     reason = Evidence(rows=None, origin="dataset 'tiny' is gone")
     with pytest.raises(UserError, match=r"int8 needs the validation rows .* 'tiny' is gone"):

@@ -77,6 +77,7 @@ def test_its_folder_says_what_it_is(folders: dict[str, Path]) -> None:
     assert Classifier.load(folders["torch"]).service.runtime == "torch"
     manifest = read_json(folders["torch"] / "manifest.json")
     assert manifest["parity"]["model.torchscript"]["largest_gap"] <= parity.TOLERANCE
+    assert manifest["opset"] is None
     assert str(PROJECT_ROOT).encode() not in (folders["torch"] / "model.torchscript").read_bytes()
 
 
@@ -189,3 +190,13 @@ def test_it_is_of_bundles(layout: Layout) -> None:
     done = CliRunner().invoke(main, ["--runtime", "torch"])
     assert done.exit_code == 1
     assert "add --bento" in done.output
+
+
+@pytest.mark.parametrize("bundle", ["--bento", "--monitoring"])
+def test_an_operator_set_is_of_graphs(layout: Layout, bundle: str) -> None:
+    arguments = ["--runtime", "torch", bundle, "--opset", "11"]
+    done = CliRunner().invoke(main, arguments)
+    assert done.exit_code == 1
+    assert done.stderr.startswith("Error: --opset 11 is of ONNX graphs: ")
+    for allowed in ([*arguments, "--onnx"], arguments[:3]):
+        assert "Nothing trained" in CliRunner().invoke(main, allowed).stderr
