@@ -202,7 +202,7 @@ def flat(paths: tuple[str, ...], name: str, **values: Any) -> None:
         -c "Division Name,Department Name,Class Name"
     Paths in one column, also as a JSON list in a cell:
       adapt.py flat items.csv shop -t name,description -c tree --delimiter " >> "
-    Nested JSON {"train": [[text, intent], …], …} with the split it comes with:
+    Nested JSON {"train": [[text, intent], …], …} with its own split:
       adapt.py flat intents.json intents -t 0 -c 1 --records train,val,test \\
         --split-column records --parents domains.json
     Lines like "NUM:date When was …?":
@@ -273,8 +273,9 @@ def sql(name: str, config: Path, split_column: str | None, **values: Any) -> Non
 
     \b
     The configuration (a longer one to copy: docs/adapter_sql.json):
-      {"connection": {"kind": "postgresql", "host": "db.example.com", "database": "shop",
-                      "user": "reader", "password_env": "SHOP_PASSWORD"},
+      {"connection": {"kind": "postgresql", "host": "db.example.com",
+                      "database": "shop", "user": "reader",
+                      "password_env": "SHOP_PASSWORD"},
        "items":   "SELECT name, class_id FROM products ORDER BY id",
        "classes": "SELECT id, parent_id, name FROM categories"}
       SHOP_PASSWORD=… adapt.py sql shop --config adapter_sql.json

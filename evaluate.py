@@ -141,10 +141,10 @@ def evaluate_pair(
 EPILOG = """Examples:
 
 \b
-  python evaluate.py -m db_bhcn -d shop                       the test split again
-  python evaluate.py -m db_bhcn -d shop --on shop2026         another dataset, same classes
-  python evaluate.py --tag db_bhcn_shop:production            a run by its tag in the store
-  python evaluate.py -m db_bhcn -d shop --runtime onnx        what was exported, int8 or not
+  python evaluate.py -m db_bhcn -d shop                  the test split again
+  python evaluate.py -m db_bhcn -d shop --on shop2026    another dataset
+  python evaluate.py --tag db_bhcn_shop:production       a run by its tag
+  python evaluate.py -m db_bhcn -d shop --runtime onnx   what was exported
 """
 
 

@@ -315,12 +315,12 @@ def export_all(layout: Layout, pairs: Sequence[tuple[str, str]], options: Option
 EPILOG = """Examples:
 
 \b
-  python export.py --bento                          a service bundle of every trained pair
-  python export.py -m db_bhcn -d data001 --bento    of one
-  python export.py -m db_bhcn -d data001 --monitoring   the whole monitored system
-  python export.py -m db_bhcn -d data001            its ONNX graphs
-  python export.py --tag db_bhcn_data001:production --bento   a run by its tag in the store
-  bentoml serve build/db_bhcn_data001/inference     run it
+  python export.py --bento                           bundles of all models
+  python export.py -m db_bhcn -d shop --bento        of one
+  python export.py -m db_bhcn -d shop --monitoring   with monitoring
+  python export.py -m db_bhcn -d shop                its ONNX graphs
+  python export.py --tag db_bhcn_shop:production --bento   a run by its tag
+  bentoml serve build/db_bhcn_shop/inference         run it
 """
 
 

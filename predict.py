@@ -105,9 +105,9 @@ def report(count: Count, seconds: float, target: Path | None) -> None:
 EPILOG = """Examples:
 
 \b
-  python predict.py -m tfidf_hsgd -d shop products.csv             products.predictions.csv
-  python predict.py -m db_bhcn -d shop products.csv -t name,description -o out.parquet
-  python predict.py -m db_bhcn -d shop rows.jsonl.gz --min-confidence 0.8 --top 3
+  python predict.py -m tfidf_hsgd -d shop products.csv
+  python predict.py -m db_bhcn -d shop products.csv -t name -o out.parquet
+  python predict.py -m db_bhcn -d shop rows.jsonl.gz --min-confidence .8
   python predict.py --tag db_bhcn_shop:production products.csv
   cat rows.jsonl | python predict.py -m db_bhcn -d shop - > answers.jsonl
 """

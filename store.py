@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import click
@@ -17,10 +17,12 @@ from utils.store import Comparison, Entry, Store, Tag
 from utils.store.datasets import changes
 from utils.store.info import BY, TEST
 from utils.store.tags import parse_labels
+from utils.text_table import printable
 
 FORMS = ("table", "json")
 SHOWN = (BY, f"{TEST}{BY}")
 COUNTS = ("rows", "bytes")
+OPTIONAL = ("names", "labels", "dataset")  # columns of the list that are left out if empty
 SAME = {True: "the same", False: "NOT the same", None: "not known"}
 NONE_FITS = "0 models: no model fits all filters"
 EMPTY = "0 models. train.py fills the store: python train.py -m MODEL -d DATASET"
@@ -31,7 +33,7 @@ LIST_EPILOG = """Examples:
 
 \b
   python store.py list
-  python store.py list --filter dataset=shop,label=team=nlp --sort test.leaf_macro_f1
+  python store.py list --filter label=team=nlp --sort test.leaf_macro_f1
   python store.py list -o json | jq -r '.[].tag'
 """
 EPILOG = """A tag is MODEL_DATASET:VERSION. The version is the time of a run (or how it begins),
@@ -51,20 +53,17 @@ Examples:
 def show_list(entries: list[Entry], sort: str | None, others: set[Tag]) -> None:
     """Print the entries as a table, with a mark at those that were trained on `others` rows."""
     shown = list(dict.fromkeys([*([sort] if sort else []), *SHOWN]))
-    rows = [
-        [
-            entry.tag,
-            _shown(", ".join([*([entry.info.name] if entry.info.name else []), *entry.aliases])),
-            *(_figure(entry.info.figure(name)) for name in shown),
-            cli.size(entry.bytes),
-            _labels(entry),
-            *(["changed" if entry.tag in others else ""] if others else []),
-        ]
-        for entry in entries
-    ]
-    last = ["dataset"] if others else []
-    cli.say(cli.counted(len(rows), "model"))
-    cli.lines(["tag", "names", *map(_head, shown), "size", "labels", *last], rows)
+    columns: dict[str, list[object]] = {
+        "tag": [entry.tag for entry in entries],
+        "names": [", ".join(filter(None, [e.info.name, *e.aliases])) for e in entries],
+        **{_head(name): [_figure(e.info.figure(name)) for e in entries] for name in shown},
+        "size": [cli.size(entry.bytes) for entry in entries],
+        "labels": [_labels(entry) for entry in entries],
+        "dataset": ["changed" if entry.tag in others else "" for entry in entries],
+    }
+    used = {head: cells for head, cells in columns.items() if head not in OPTIONAL or any(cells)}
+    cli.say(cli.counted(len(entries), "model"))
+    cli.lines(list(used), list(zip(*used.values(), strict=True)))
     if others:
         cli.say(CHANGED)
 
@@ -77,35 +76,40 @@ def _head(figure: str) -> str:
     return f"{rows} {figure.removeprefix(TEST).replace('_', ' ')}"
 
 
-def show_comparison(found: Comparison, heads: tuple[str, str]) -> None:
-    """Print what two entries have in common and what they differ in."""
+def show_comparison(found: Comparison, tags: Sequence[str]) -> None:
+    """Print what entries have in common and what they differ in."""
     cli.say(f"Dataset: {SAME[found.same_dataset]}")
+    pair = len(tags) == 2
+    heads = [tag.replace(":", ": ", 1) if pair else str(n) for n, tag in enumerate(tags, 1)]
+    if not pair:
+        for head, tag in zip(heads, tags, strict=True):
+            cli.say(f"{head:>{len(heads[-1])}}  {tag}")
     rows = [
-        [name, *(_figure(one, name) for one in pair), _difference(*pair, name)]
-        for name, pair in found.figures.items()
+        [
+            name,
+            *(_figure(one, name) for one in values),
+            *([_difference(values[0], values[-1], name)] * pair),
+        ]
+        for name, values in found.figures.items()
     ]
-    cli.table("Figures (test.… of the test rows, else validation)", ["", *heads, "more"], rows)
+    title = "Figures (test.… of the test rows, else validation)"
+    cli.table(title, ["", *heads, *(["more"] * pair)], rows)
     if found.settings:
-        cli.table("Settings that differ", ["", *heads], _pairs(found.settings))
+        cli.table("Settings that differ", ["", *heads], _rows(found.settings))
     else:
         cli.say("Settings: the same")
     versions = {"run": tuple(entry.version for entry in found.entries)}
-    cli.table("Where they come from", ["", *heads], _pairs(versions | dict(found.origins)))
+    cli.table("Where they come from", ["", *heads], _rows(versions | dict(found.origins)))
 
 
-def _in_two(tag: str) -> str:
-    """A tag as the head of a column: the version below the pair."""
-    return tag.replace(":", ":\n", 1)
-
-
-def _pairs(values: Mapping[str, tuple[Any, ...]]) -> list[list[object]]:
-    return [[name, *map(_value, pair)] for name, pair in values.items()]
+def _rows(values: Mapping[str, tuple[Any, ...]]) -> list[list[object]]:
+    return [[name, *map(_value, row)] for name, row in values.items()]
 
 
 def _value(value: Any) -> object:
     if isinstance(value, list | tuple):
         return ", ".join(map(str, value))
-    return _shown(value) if isinstance(value, str) else "" if value is None else value
+    return "" if value is None else value
 
 
 def _figure(value: float | None, name: str = "") -> object:
@@ -119,16 +123,11 @@ def _is_count(name: str) -> bool:
 
 
 def _labels(entry: Entry) -> str:
-    return _shown(", ".join(f"{key}={value}" for key, value in entry.info.labels.items()))
+    return printable(", ".join(f"{key}={value}" for key, value in entry.info.labels.items()))
 
 
 def _warn(problem: str) -> None:
-    cli.note(f"Warning: {_shown(problem)}")
-
-
-def _shown(text: str) -> str:
-    """A text that may have come from anywhere, without what a terminal would obey."""
-    return "".join(letter if letter.isprintable() else "?" for letter in text)
+    cli.note(f"Warning: {printable(problem)}")
 
 
 def _difference(one: float | None, other: float | None, name: str) -> object:
@@ -162,7 +161,8 @@ def main(verbose: bool) -> None:
 @main.command("list", epilog=LIST_EPILOG)
 @click.option(
     "--filter", "filters", type=cli.NameList(), multiple=True,
-    help="model=…, dataset=…, version=…, name=…, label=KEY or label=KEY=VALUE; all must hold.",
+    metavar="KIND=…", help="What all must have: model=…, dataset=…, version=…, name=…, label=KEY "
+    "or label=KEY=VALUE; several, comma-separated.",
 )  # fmt: skip
 @click.option(
     "--sort", metavar="FIGURE",
@@ -212,11 +212,12 @@ def _yaml(values: dict[str, Any]) -> str:
 
 
 @main.command()
-@click.argument("first")
-@click.argument("second")
-def compare(first: str, second: str) -> None:
-    """Set two models side by side."""
-    show_comparison(Store().compare(first, second), (_in_two(first), _in_two(second)))
+@click.argument("tags", nargs=-1, required=True)
+def compare(tags: tuple[str, ...]) -> None:
+    """Set two models or more side by side."""
+    if len(tags) < 2:
+        raise click.UsageError("Give at least two tags to compare.")
+    show_comparison(Store().compare(*tags), tags)
 
 
 @main.command()

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,12 +17,12 @@ import click
 
 from utils.errors import UserError, unknown
 from utils.streams import prepare_streams
+from utils.text_table import TextTable, cell_width, lay_out, wrapped
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from utils.paths import Layout
 
+PLAIN_WIDTH = 120  # columns of a table where there is no terminal
 PLAIN_INTERVAL = 15.0  # seconds between progress lines where there is no terminal
 
 
@@ -119,12 +120,11 @@ def run(command: Callable[[], object]) -> None:
         sys.exit(error.exit_code)
 
 
-def console() -> Console:
-    """A console on standard output, 120 columns wide where it is no terminal."""
-    from rich.console import Console
-
-    watched = sys.stdout.isatty()
-    return Console(width=None if watched else 120, highlight=False, soft_wrap=not watched)
+def width(unwatched: int | None) -> int | None:
+    """Columns to print in: COLUMNS, the terminal's, or `unwatched` where there is none."""
+    if os.environ.get("COLUMNS", "").isdecimal() or sys.stdout.isatty():
+        return shutil.get_terminal_size().columns
+    return unwatched
 
 
 def say(message: str) -> None:
@@ -146,46 +146,33 @@ def show_error(error: Exception) -> None:
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Print a table; the first column is aligned left, the others right."""
-    from rich import box
-    from rich.table import Table
-
-    grid = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
-    for place, column in enumerate(columns):
-        if place:
-            grid.add_column(column, justify="right", overflow="fold")
-        else:
-            grid.add_column(column, no_wrap=True)
-    for row in rows:
-        grid.add_row(*[_cell(value) for value in row])
-    console().print(grid)
+    """Print a table under its title; numbers are aligned right."""
+    shown = _laid_out(columns, rows, PLAIN_WIDTH)
+    lines = [*shown.heads, *shown.lines]
+    rule = ["─" * max(map(cell_width, lines), default=0)] if shown.heads else []
+    for line in wrapped(title, width(PLAIN_WIDTH) or PLAIN_WIDTH):
+        click.secho(line, bold=True)
+    click.echo("\n".join([*shown.heads, *rule, *shown.lines, ""]))
 
 
 def lines(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Print a table of any length quickly, one line a row whatever its width."""
-    cells = [[str(column) for column in columns], *([_plain(x) for x in row] for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    right = [any(isinstance(row[place], float) for row in rows) for place in range(len(columns))]
-    shown = []
-    for row in cells:
-        padded = zip(row, widths, right, strict=True)
-        parts = [f"{cell:>{width}}" if end else f"{cell:<{width}}" for cell, width, end in padded]
-        shown.append("  ".join(parts).rstrip())
-    click.echo("\n".join(shown))
+    """Print a table of any length; where there is no terminal, one line a row."""
+    shown = _laid_out(columns, rows, None)
+    click.echo("\n".join([*shown.heads, *shown.lines]))
 
 
-def _plain(value: object) -> str:
-    return f"{value:.4f}" if isinstance(value, float) else str(value)
+def _laid_out(
+    columns: Sequence[str], rows: Sequence[Sequence[object]], unwatched: int | None
+) -> TextTable:
+    return lay_out(columns, [[_cell(value) for value in row] for row in rows], width(unwatched))
 
 
 def _cell(value: object) -> str:
-    from rich.markup import escape
-
     if isinstance(value, float):
         return f"{value:.4f}"
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
-    return escape(str(value))
+    return str(value)
 
 
 def counted(number: int, one: str) -> str:
@@ -227,7 +214,7 @@ def progress(description: str) -> Iterator[Callable[[int, int], None]]:
 
     bar = Progress(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-        TimeRemainingColumn(), console=console(), transient=True,
+        TimeRemainingColumn(), transient=True,
     )  # fmt: skip
     with bar:
         task = bar.add_task(description, total=None)
@@ -297,33 +284,51 @@ def _plain_row_progress(description: str) -> Callable[[int, float | None], None]
 
 
 class EpochTable:
-    """A table that grows by a line per epoch."""
+    """A table that grows by a line per epoch.
+
+    Figures for which a line has no room are left out; the report has them all.
+    """
 
     def __init__(self) -> None:
-        self.columns: list[str] = []
+        self.widths: dict[str, int] = {}
 
     def add(
         self, number: int, total: int, seconds: float, figures: dict[str, float], best: bool
     ) -> None:
         """Print one epoch, and the head before the first."""
-        if not self.columns:
-            self.columns = list(figures)
-            heads = ["epoch", *self.columns, "seconds", ""]
-            click.echo("  ".join(f"{head:>{self._width(head)}}" for head in heads))
-        cells = [
-            f"{number}/{total}",
-            *(f"{figures.get(name, float('nan')):.4f}" for name in self.columns),
-        ]
-        cells += [f"{seconds:.1f}", "best" if best else ""]
-        heads = ["epoch", *self.columns, "seconds", ""]
-        line = "  ".join(
-            f"{cell:>{self._width(head)}}" for head, cell in zip(heads, cells, strict=True)
-        )
-        click.echo(line.rstrip())
+        if not self.widths:
+            self._begin(total, list(figures))
+        cells = {"epoch": f"{number}/{total}", "seconds": f"{seconds:.1f}"}
+        cells |= {name: _short(value) for name, value in figures.items()}
+        self._print({**cells, "": "best" if best else ""})
 
-    @staticmethod
-    def _width(head: str) -> int:
-        return max(len(head), 7)
+    def _begin(self, total: int, figures: list[str]) -> None:
+        self.widths = _epoch_widths(total, figures)
+        heads = {name: wrapped(name.replace("_", " "), size) for name, size in self.widths.items()}
+        for place in range(max(map(len, heads.values()))):
+            self._print({name: "".join(parts[place : place + 1]) for name, parts in heads.items()})
+
+    def _print(self, cells: Mapping[str, str]) -> None:
+        parts = [f"{cells.get(name, ''):>{size}}" for name, size in self.widths.items()]
+        click.echo("  ".join(parts).rstrip())
+
+
+def _epoch_widths(total: int, figures: list[str]) -> dict[str, int]:
+    """Widths of the columns: heads in one line, else word by word, else with fewer figures."""
+    room = width(PLAIN_WIDTH) or PLAIN_WIDTH
+    whole = {name: max(len(name), 7) for name in figures}
+    words = {name: max([6, *map(len, name.split("_"))]) for name in figures}
+    fewer = [dict(list(words.items())[:count]) for count in range(len(words), -1, -1)]
+    for sizes in (whole, *fewer):
+        widths = {"epoch": max(5, 2 * len(str(total)) + 1), **sizes, "seconds": 7, "": len("best")}
+        if sum(widths.values()) + 2 * (len(widths) - 1) <= room:
+            break
+    return widths
+
+
+def _short(value: float) -> str:
+    """A figure in six characters."""
+    return f"{value:.4f}" if not value >= 10 else f"{value:#.5g}"
 
 
 def be_silent() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -153,28 +153,30 @@ class Entry:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Two entries side by side: values that both have or that differ, as (first, second)."""
+    """Entries side by side: values by name, one per entry."""
 
-    entries: tuple[Entry, Entry]
-    figures: Mapping[str, tuple[float | None, float | None]]
-    settings: Mapping[str, tuple[Any, Any]]
-    origins: Mapping[str, tuple[Any, Any]]
+    entries: tuple[Entry, ...]
+    figures: Mapping[str, tuple[float | None, ...]]
+    settings: Mapping[str, tuple[Any, ...]]
+    origins: Mapping[str, tuple[Any, ...]]
 
     @property
     def same_dataset(self) -> bool | None:
-        """Whether both were trained on the same rows; None if one does not say."""
-        one, other = (entry.info.fingerprint for entry in self.entries)
-        return one == other if one and other else None
+        """Whether all were trained on the same rows; None if that is not known."""
+        prints = {entry.info.fingerprint for entry in self.entries}
+        if len(prints - {""}) > 1:
+            return False
+        return None if "" in prints else True
 
 
-def compare(one: Entry, other: Entry) -> Comparison:
-    """Set two entries side by side; of settings and origins only what differs."""
-    names = list(dict.fromkeys([*one.info.figures(), *other.info.figures()]))
+def compare(entries: Sequence[Entry]) -> Comparison:
+    """Set entries side by side; of settings and origins only what differs."""
+    names = dict.fromkeys(name for entry in entries for name in entry.info.figures())
     return Comparison(
-        entries=(one, other),
-        figures={name: (one.info.figure(name), other.info.figure(name)) for name in names},
-        settings=_differing(_settings(one), _settings(other)),
-        origins=_differing(_origin(one), _origin(other)),
+        entries=tuple(entries),
+        figures={name: tuple(entry.info.figure(name) for entry in entries) for name in names},
+        settings=_differing([_settings(entry) for entry in entries]),
+        origins=_differing([_origin(entry) for entry in entries]),
     )
 
 
@@ -204,6 +206,7 @@ def _flat(values: Mapping[str, Any], before: str = "") -> dict[str, Any]:
     return found
 
 
-def _differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    keys = dict.fromkeys([*one, *other])
-    return {key: (one.get(key), other.get(key)) for key in keys if one.get(key) != other.get(key)}
+def _differing(values: Sequence[Mapping[str, Any]]) -> dict[str, tuple[Any, ...]]:
+    keys = dict.fromkeys(key for one in values for key in one)
+    found = {key: tuple(one.get(key) for one in values) for key in keys}
+    return {key: row for key, row in found.items() if any(cell != row[0] for cell in row)}

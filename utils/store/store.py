@@ -121,9 +121,9 @@ class Store:
         """The model that a tag leads to, ready to answer."""
         return self.get(tag).load()
 
-    def compare(self, one: str | Tag, other: str | Tag) -> Comparison:
-        """Two entries side by side."""
-        return compare(self.get(one), self.get(other))
+    def compare(self, *tags: str | Tag) -> Comparison:
+        """Two entries or more side by side."""
+        return compare([self.get(tag) for tag in tags])
 
     def _parsed(self, tag: str | Tag) -> Tag:
         return tag if isinstance(tag, Tag) else parse_tag(tag, self.layout)
