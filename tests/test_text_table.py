@@ -20,8 +20,8 @@ from utils.text_table import cell_width, lay_out, wrapped
 
 WIDTHS = range(40, 201, 20)
 WORDS = (
-    "Kitchen", "&", "家庭用品", "गृह", "Überzüge", "a", "für", "drills/bits", "women's", "e\u0301tage",
-    "42", "electronics-and-more", "👟", "คอมพิวเตอร์",
+    "Kitchen", "&", "家庭用品", "गृह", "Überzüge", "a", "für", "drills/bits", "women's",
+    "e\u0301tage", "42", "electronics-and-more", "👟", "คอมพิวเตอร์",
 )  # fmt: skip
 
 
@@ -127,8 +127,8 @@ def test_tables_of_the_commands_fit(
         done = CliRunner().invoke(store_command.main, arguments)
         assert done.exit_code == 0, done.output
         assert max(map(cells, done.output.splitlines())) <= width
-        for tag in tags[: len(arguments) - 1] if arguments[1:] else tags:
-            assert tag in re.sub(r":\s+", ":", done.output) or len(tags[0]) > 20
+        if len(arguments) != 3:  # of two, the tags are heads of columns
+            assert all(tag in done.output for tag in tags)
 
 
 def test_a_list_without_a_terminal_has_a_line_for_each_model(
