@@ -8,7 +8,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from utils.store import Entry
 
 DRY_ROWS = 256
-OVERRIDES = ("encoder", "precision")
+OVERRIDES = {"encoder": "--encoder", "precision": "--precision", "epochs": "-e"}
 SHOWN = ("loss", "nll", "leaf_accuracy", "leaf_macro_f1", "level_1_accuracy", "hierarchical_f1")
 SUMMARY = (
     "leaf_accuracy", "leaf_macro_f1", "level_1_accuracy", "hierarchical_f1", "calibration_error",
@@ -148,8 +148,7 @@ def _own_options(cls: type[Model]) -> list[str]:
 def _unused(cls: type[Model], options: Options) -> list[str]:
     """Options that were given and that this model does not look at."""
     given = [name for name in OVERRIDES if getattr(options, name) is not None]
-    found = [f"--{name}" for name in given if name not in _own_options(cls)]
-    return found + (["-e"] if options.epochs and not cls.resumable else [])
+    return [OVERRIDES[name] for name in given if name not in _own_options(cls)]
 
 
 @contextmanager
@@ -164,7 +163,10 @@ def _begin(
     if options.resume and (old := _begun(layout, cls.name, dataset.name)):
         with held(old):
             if model := _unfinished(old, cls, config, dataset, options):
-                cli.say(f"Resuming the run of {old.time} after epoch {model.info['epoch']}")
+                cli.say(
+                    f"Resuming the run of {old.time} after epoch {model.info['epoch']} of "
+                    f"{options.epochs or model.info['epochs']}"
+                )
                 _tell(cls, old, resumed=True)
                 yield old, model
                 return
@@ -227,6 +229,8 @@ def _unfinished(
     """
     model = cls.from_checkpoint(run.last, resumable=True)
     total = options.epochs or int(model.info["epochs"])
+    if options.epochs:
+        model.config = replace(model.config, **{"epochs": options.epochs})
     complete = run.metrics.exists() and int(model.info["epoch"]) >= total
     difference = _difference(model, config, dataset, options)
     if complete and difference:
@@ -271,6 +275,7 @@ def _difference(model: Model, config: Any, dataset: Dataset, options: Options) -
     from utils.config import config_to_dict
 
     old, new = config_to_dict(model.config), config_to_dict(config)
+    new["epochs"] = old.get("epochs")  # a run may go on for longer
     changed = [f"{key} = {old.get(key)}, not {new[key]}" for key in new if old.get(key) != new[key]]
     if changed:
         return f"other hyperparameters ({'; '.join(changed)})"
@@ -346,15 +351,17 @@ def _finish(
     with cli.progress("Testing") as progress:
         predictions = model.test(dataset.test, progress)
     metrics = evaluate(predictions, dataset.test.codes)
+    config = config_to_dict(trained.config)
     facts = {
         "model": model.name,
         "dataset": dataset.name,
         "checkpoint": run.best.name,
         "test": metrics,
         "temperature": model.temperature,
-        "config": config_to_dict(model.config),
+        "config": config,
         # of the whole run, beyond the best epoch
-        "info": model.info | {"history": trained.info.get("history", [])},
+        "info": model.info
+        | {"history": trained.info.get("history", []), "epochs": config.get("epochs", 1)},
     }
     write_json(run.metrics, facts)
     written = [path for path in (run.best, run.last, run.metrics) if path.exists()]

@@ -265,3 +265,25 @@ def test_a_large_tree_is_quick_and_the_file_small(rng: np.random.Generator) -> N
 def test_names_of_classes_cannot_reorder_what_stands_around_them() -> None:
     hierarchy, _ = Hierarchy.from_paths([["a\u202eb", "a\x1bc"]])
     assert sorted(all_labels(hierarchy)) == ["a b", "a c"]
+
+
+def run_facts(page: str) -> dict[str, str]:
+    """The pairs of the page's lists."""
+    return dict(re.findall(r"<dt[^>]*>(.*?)</dt><dd[^>]*>(.*?)</dd>", page))
+
+
+@pytest.mark.parametrize(("done", "asked"), [(1, 1), (2, 2), (3, 3), (2, 9)])
+def test_the_epochs_that_were_run_are_listed(
+    rows: tuple[Predictions, Split], done: int, asked: int
+) -> None:
+    info = facts()["info"]
+    info |= {"history": info["history"][:done], "epoch": 1}
+    page = drawn(*rows, info=info, config={"epochs": asked})
+    table = page[page.index("All figures of every epoch") :]
+    listed = table[table.index("<tbody>") : table.index("</tbody>")]
+    assert listed.count("<tr>") == done
+    said = run_facts(page)
+    assert said["epochs run"].split()[0] == str(done)
+    assert ("of at most 9" in said["epochs run"]) == (asked == 9)
+    assert said["epochs"] == str(asked)
+    Reader(page)  # well-formed

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from tests.helpers_torch import tiny_encoder
 from utils import tracking
 from utils.files import atomic_dir
 from utils.paths import PROJECT_ROOT, Layout
+from utils.store import Store
 
 HISTORY = [
     {"epoch": k, "seconds": 2.0, "loss": 1.0 / k, "leaf_accuracy": k / 10} for k in range(1, 5)
@@ -125,6 +127,47 @@ def test_history_and_events_of_a_resumed_run_are_those_of_a_whole_one(
     assert steps(folder) == [1, 2, 3]
     losses = [value for _, tag, value in tracking.read_events(folder) if tag == "train/loss"]
     assert losses == pytest.approx([entry["loss"] for entry in history])
+
+
+def test_the_report_tells_of_the_epochs_that_were_run(layout: Layout, tiny: str) -> None:
+    """Whether -e, --resume or `patience` decided how many."""
+    settings = {"encoder": str(tiny_encoder(layout.root)), "max_len": 16, "epochs": 3}
+    file = layout.root / "hyperparameters.json"
+    file.write_text(json.dumps({"db_bhcn": settings}))
+
+    def found() -> tuple[int, int, list[int], str]:
+        path = max(layout.weights.rglob("*_metrics.json"))
+        facts = json.loads(path.read_text())
+        stored = Store(layout).get(f"db_bhcn_{tiny}").info.hyperparameters["epochs"]
+        page = layout.report("db_bhcn", tiny).read_text()
+        run = re.search(r"<dt>epochs run</dt><dd>(.*?)</dd>", page)
+        epochs = [entry["epoch"] for entry in facts["info"]["history"]]
+        assert run
+        return facts["config"]["epochs"], stored, epochs, run[1]
+
+    run("-m", "db_bhcn", "-d", tiny, "-e", "1")
+    assert found() == (1, 1, [1], "1")
+    output = run("-m", "db_bhcn", "-d", tiny, "--resume", "-e", "2")
+    assert "after epoch 1 of 2" in output
+    assert found() == (2, 2, [1, 2], "2")
+    steady = {"patience": 1, "encoder_lr": 0.0, "classifier_lr": 1e-12, "epochs": 9}
+    file.write_text(json.dumps({"db_bhcn": settings | steady}))
+    run("-m", "db_bhcn", "-d", tiny)
+    asked, stored, epochs, said = found()
+    assert (asked, stored) == (9, 9)
+    assert len(epochs) < 9
+    assert said.startswith(f"{len(epochs)} of at most 9")
+
+
+def test_a_run_goes_on_for_as_long_as_it_was_asked_to(layout: Layout, tiny: str) -> None:
+    """The number of epochs of the first command counts, as -e of a later one does."""
+    settings = {"encoder": str(tiny_encoder(layout.root)), "max_len": 16, "epochs": 1}
+    (layout.root / "hyperparameters.json").write_text(json.dumps({"db_bhcn": settings}))
+    run("-m", "db_bhcn", "-d", tiny, "-e", "2")
+    (path,) = layout.weights.rglob("*_metrics.json")
+    path.unlink()  # as if it had been stopped before its end
+    assert "after epoch 2 of 2" in run("-m", "db_bhcn", "-d", tiny, "--resume")
+    assert json.loads(path.read_text())["config"]["epochs"] == 2
 
 
 def test_an_export_keeps_what_the_training_wrote_and_the_reverse(layout: Layout, tiny: str) -> None:
