@@ -24,6 +24,7 @@ from utils.sgd import SgdSettings
 from utils.tfidf import TfidfFeatures, TfidfSettings
 
 VOCABULARY = "encoder/tfidf.safetensors"
+CHUNK = 1_000  # texts between two reports of progress
 CLASSIFIER = "classifier/classifier.onnx"
 
 Settings = TypeVar("Settings", TfidfSettings, SgdSettings)
@@ -40,6 +41,14 @@ class SklearnConfig(TfidfSettings, SgdSettings, ModelConfig):
     def sgd(self) -> SgdSettings:
         """The part that says how each classifier learns."""
         return _part(SgdSettings, self)
+
+
+def counted(texts: Sequence[str], progress: Progress | None) -> Iterator[str]:
+    """Yield texts and report how many there were."""
+    for start in range(0, len(texts), CHUNK):
+        yield from texts[start : start + CHUNK]
+        if progress:
+            progress(min(start + CHUNK, len(texts)), len(texts))
 
 
 def _part(kind: type[Settings], config: SklearnConfig) -> Settings:
@@ -99,7 +108,7 @@ class SklearnModel(Model):
         start = time.perf_counter()
         if not len(train):
             raise UserError("There is nothing to train on: the train split is empty.")
-        features, matrix = TfidfFeatures.learn(train.texts, self.config.tfidf())
+        features, matrix = TfidfFeatures.learn(counted(train.texts, progress), self.config.tfidf())
         if not features.feature_count:
             raise UserError(
                 "No word stands in as many training texts as min_df "

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import pty
 import re
+import subprocess
+import sys
+import termios
 import unicodedata
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,9 +19,13 @@ from click.testing import CliRunner
 
 import store as store_command
 import train
+from models import MODELS, model_class
+from tests.helpers_torch import tiny_encoder
 from tests.stores import FakeModel
+from tests.test_contract import quick
+from tests.tiny import write_tiny_dataset
 from utils import cli
-from utils.paths import Layout
+from utils.paths import PROJECT_ROOT, Layout
 from utils.store import Store
 from utils.text_table import cell_width, lay_out, wrapped
 
@@ -140,6 +151,74 @@ def test_a_list_without_a_terminal_has_a_line_for_each_model(
     lines = CliRunner().invoke(store_command.main, ["list"]).output.splitlines()
     assert lines[2].startswith(str(entry.tag))
     assert all(f"{key}={value}" in lines[2] for key, value in labels.items())
+
+
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_training_reports_rows_from_the_first_step_on(
+    name: str, layout: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before anything is fitted, and up to all of the training rows."""
+    dataset = write_tiny_dataset(layout, "tiny", rows=300)
+    config = quick(name, tiny_encoder(tmp_path / "encoder"))
+    model = model_class(name)(dataset.hierarchy, config)
+    seen: list[tuple[int, ...]] = []
+
+    def note(*rows: int) -> None:
+        seen.append(rows)
+
+    monkeypatch.setattr("models.model_sklearn.CHUNK", 50)
+    list(
+        model.fit(dataset.train, dataset.val, epochs=1, seed=0, progress=lambda *x: seen.append(x))
+    )
+    rows = len(dataset.train)
+    assert {total for _, total in seen} == {rows}
+    assert seen[-1] == (rows, rows)
+    assert 0 < seen[0][0] <= 64
+
+
+def on_a_terminal(width: int, *command: str, **environment: str) -> str:
+    """What a command prints on a terminal."""
+    outer, inner = pty.openpty()
+    termios.tcsetwinsize(inner, (24, width))
+    values = {key: value for key, value in os.environ.items() if key != "COLUMNS"}
+    with subprocess.Popen(
+        [sys.executable, *command], stdin=inner, stdout=inner, stderr=inner, cwd=PROJECT_ROOT,
+        env=values | {"TERM": "xterm"} | environment,
+    ) as process:  # fmt: skip
+        os.close(inner)
+        found = b""
+        with suppress(OSError):  # the other end is closed
+            while part := os.read(outer, 65536):
+                found += part
+    os.close(outer)
+    assert process.returncode == 0, found
+    return found.decode()
+
+
+PROGRESS = """
+from utils import cli
+with cli.progress("Training") as update:
+    import time
+    time.sleep(0.3)
+    update(1500, 20000)
+    time.sleep(0.3)
+"""
+
+
+def test_progress_shows_rows_and_nothing_where_none_is_known() -> None:
+    shown = on_a_terminal(80, "-c", PROGRESS)
+    assert "Training" in shown
+    assert "1,500/20,000 rows" in shown
+    assert "?" not in re.sub(r"\x1b\[\?\d+[hl]", "", shown)
+
+
+@pytest.mark.parametrize("width", [40, 80])
+def test_a_list_fits_a_terminal(layout: Layout, width: int) -> None:
+    entry = Store(layout).save_model(FakeModel(), labels={"owner": "somebody", "team": "nlp"})
+    shown = on_a_terminal(width, "store.py", "list", KTT_ROOT=str(layout.root))
+    lines = shown.replace("\r", "").splitlines()
+    assert max(map(len, lines)) <= width
+    assert any(str(entry.tag) in line for line in lines)
 
 
 COMMANDS: dict[str, tuple[tuple[str, ...], ...]] = {

@@ -193,19 +193,18 @@ def size(count: int | None) -> str:
 
 @contextmanager
 def progress(description: str) -> Iterator[Callable[[int, int], None]]:
-    """Show how far something is: a bar on a terminal, now and then a line elsewhere.
+    """Show how many rows are done: a bar on a terminal, now and then a line elsewhere.
 
     Yields
     ------
     callable
-        To be called with (done, total).
+        To be called with (rows done, rows in all).
     """
     if not sys.stdout.isatty():
         yield _plain_progress(description)
         return
     from rich.progress import (
         BarColumn,
-        MofNCompleteColumn,
         Progress,
         TextColumn,
         TimeElapsedColumn,
@@ -213,12 +212,16 @@ def progress(description: str) -> Iterator[Callable[[int, int], None]]:
     )
 
     bar = Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-        TimeRemainingColumn(), transient=True,
+        TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[rows]}"),
+        TimeElapsedColumn(), TimeRemainingColumn(), transient=True,
     )  # fmt: skip
     with bar:
-        task = bar.add_task(description, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+        task = bar.add_task(description, total=None, rows="")
+
+        def update(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total, rows=f"{done:,}/{total:,} rows")
+
+        yield update
 
 
 def _plain_progress(description: str) -> Callable[[int, int], None]:
@@ -228,7 +231,7 @@ def _plain_progress(description: str) -> Callable[[int, int], None]:
         nonlocal last
         if time.monotonic() - last >= PLAIN_INTERVAL:
             last = time.monotonic()
-            click.echo(f"{description}: {done:,} of {total:,}", err=True)
+            click.echo(f"{description}: {done:,} of {total:,} rows", err=True)
 
     return update
 

@@ -77,6 +77,11 @@ class _Task:
     present: Ints
     chosen: Ints
 
+    @property
+    def work(self) -> int:
+        """Rows times classes."""
+        return len(self.family.rows) * len(self.chosen)
+
 
 @dataclass(frozen=True, kw_only=True)
 class _Block:
@@ -103,7 +108,7 @@ def fit_families(
     matrix : (rows, features) float32.
     column_count : number of score columns; those in no family score 0.
     seed : same seed, same weights, whatever the number of threads.
-    progress : called with (tasks done, tasks in all).
+    progress : called with (rows done, rows in all): those of the matrix, as the share of the work.
 
     Returns
     -------
@@ -114,13 +119,15 @@ def fit_families(
     tasks.sort(key=lambda task: -len(task.family.rows))
     keep = _weights_per_class(matrix, families)
     blocks: list[_Block] = list(_absent(families, matrix.shape[1]))
+    fitted, work = 0, sum(task.work for task in tasks)
     threads = min(_thread_count(), max(_CELLS // (3 * _BLOCK * max(matrix.shape[1], 1)), 1))
     with ThreadPoolExecutor(threads) as pool:
         done = pool.map(lambda task: _fit_task(matrix, task, settings, keep, seed), tasks)
-        for number, block in enumerate(done, start=1):
+        for task, block in zip(tasks, done, strict=True):
             blocks.append(block)
+            fitted += task.work
             if progress is not None:
-                progress(number, len(tasks))
+                progress(matrix.shape[0] * fitted // work, matrix.shape[0])
     return _assemble(blocks, column_count, matrix.shape[1])
 
 
