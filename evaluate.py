@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,32 +24,80 @@ if TYPE_CHECKING:
     from utils.predicting.pipeline import Source
 
 SPLITS = ("train", "val", "test")
+SHOWN = 3  # classes named in a line
 
 
-def mapped_codes(codes: Ints, theirs: Hierarchy, ours: Hierarchy, names: tuple[str, str]) -> Ints:
-    """Codes of one tree as those of another that has all its classes; classes match by path.
+def mapped_ends(theirs: Hierarchy, ours: Hierarchy, tree: Hierarchy) -> tuple[Ints, Ints]:
+    """Find the classes of one tree in another; classes match by path.
 
     Parameters
     ----------
-    names
-        What `theirs` and `ours` belong to, for the error.
+    tree
+        The full-depth tree of `ours`.
 
-    Raises
-    ------
-    UserError
-        A class of `theirs` is missing in `ours`, or an answer may not end where a row does.
+    Returns
+    -------
+    there, ends
+        For each class of `theirs` the class of `ours`, and the same where answers may end at it;
+        -1 for none.
     """
     import numpy as np
 
     places = {ours.path(node): node for node in range(ours.class_count)}
-    found = np.array([places.get(theirs.path(n), -1) for n in range(theirs.class_count)])
-    if (found < 0).any():
+    there = np.array([places.get(theirs.path(n), -1) for n in range(theirs.class_count)])
+    return there, np.where(np.isin(there, tree.ending), there, -1)
+
+
+def mapped(
+    rows: Split, data: Dataset, source: Source, owner: str, *, skip: bool
+) -> tuple[Split, dict[str, int]]:
+    """Rows with the codes of a model's tree.
+
+    Parameters
+    ----------
+    owner
+        Whose tree it is, for the error.
+    skip
+        Whether to leave out rows that no answer can be right for.
+
+    Returns
+    -------
+    rows, skipped
+        The rows that are left, and how many of each class were left out.
+
+    Raises
+    ------
+    UserError
+        There are such rows, and `skip` is not set; or no row is left.
+    """
+    import numpy as np
+
+    theirs, ours = data.hierarchy, source.hierarchy
+    there, possible = mapped_ends(theirs, ours, source.tree)
+    ends = theirs.end_classes(rows.codes)
+    kept = np.flatnonzero(possible[ends] >= 0)
+    if not skip and (there < 0).any():
         raise UserError(
-            f"Dataset {names[0]!r} has the class {theirs.label(int(found.argmin()))!r}, which the "
-            f"tree of {names[1]} has not ({int((found < 0).sum())} such classes in all). Adapt it "
-            "with the same classes."
+            f"Dataset {data.name!r} has the class {theirs.label(int(there.argmin()))!r}, which the "
+            f"tree of {owner} has not ({int((there < 0).sum())} such classes in all). Adapt it "
+            "with the same classes, or leave their rows out with --skip-unknown."
         )
-    return ours.path_codes[found[theirs.end_classes(codes)]]
+    if not skip and len(kept) < len(rows):
+        label = theirs.label(int(ends[possible[ends].argmin()]))
+        raise UserError(
+            f"A row of dataset {data.name!r} ends at {label!r}, where no answer may end. Leave "
+            "such rows out with --skip-unknown."
+        )
+    if not len(kept):
+        raise UserError(
+            f"The tree of {owner} has the class of none of the {len(rows):,} rows of dataset "
+            f"{data.name!r}: there is nothing to score."
+        )
+    classes, counts = np.unique(ends[possible[ends] < 0], return_counts=True)
+    labels = map(theirs.label, classes.tolist())
+    codes = ours.path_codes[possible[ends[kept]]]
+    skipped = dict(zip(labels, counts.tolist(), strict=True))
+    return replace(rows.take(kept), codes=codes), skipped
 
 
 def answered(source: Source, split: Split, progress: Any = None) -> Predictions:
@@ -105,7 +154,7 @@ def evaluate_pair(
     metrics, path
         The figures, and the file that they were written to.
     """
-    from utils.data import Split, load_dataset
+    from utils.data import load_dataset
     from utils.files import followed, write_json
     from utils.metrics import evaluate
     from utils.runner import opener
@@ -115,12 +164,17 @@ def evaluate_pair(
     data = load_dataset(layout, other)
     rows = split_of(data, split)
     source = opener(layout, model, dataset, options["time"], options["runtime"])()
-    names = (other, f"{model} · {dataset}")
-    codes = mapped_codes(rows.codes, data.hierarchy, source.hierarchy, names)
+    owner, total = f"{model} · {dataset}", len(rows)
+    rows, skipped = mapped(rows, data, source, owner, skip=options["skip_unknown"])
     warn_of_other_rows(data, dataset, source.fingerprint)
+    if skipped:
+        cli.say(
+            f"Skipped {total - len(rows):,} of {total:,} rows, whose classes are unknown to "
+            f"{owner}: {_few(skipped)}"
+        )
     cli.say(f"Scoring {len(rows):,} {split} rows of {other} with {source.description}")
     with cli.progress("Scoring") as progress:
-        found = answered(source, Split(texts=rows.texts, codes=codes), progress)
+        found = answered(source, rows, progress)
     report: dict[str, Any] = {
         "model": model,
         "dataset": dataset,
@@ -129,7 +183,8 @@ def evaluate_pair(
         "checkpoint": source.checkpoint,
         "source": source.description,
         "temperature": source.temperature,
-        "metrics": evaluate(found, codes),
+        "skipped": {"rows": sum(skipped.values()), "classes": skipped},
+        "metrics": evaluate(found, rows.codes),
     }
     form = f"_{source.form}" if source.form else ""
     name = f"{Path(source.checkpoint).stem}_on_{other}_{split}{form}.json"
@@ -138,11 +193,19 @@ def evaluate_pair(
     return report["metrics"], path
 
 
+def _few(skipped: dict[str, int]) -> str:
+    """The classes with most rows."""
+    most = sorted(skipped.items(), key=lambda item: -item[1])
+    more = f" and {len(most) - SHOWN:,} more" if len(most) > SHOWN else ""
+    return ", ".join(f"{label!r} ({count:,})" for label, count in most[:SHOWN]) + more
+
+
 EPILOG = """Examples:
 
 \b
   python evaluate.py -m db_bhcn -d shop                  the test split again
   python evaluate.py -m db_bhcn -d shop --on shop2026    another dataset
+  python evaluate.py -m db_bhcn -d shop --on shop2026 --skip-unknown
   python evaluate.py --tag db_bhcn_shop:production       a run by its tag
   python evaluate.py -m db_bhcn -d shop --runtime onnx   what was exported
 """
@@ -153,6 +216,9 @@ EPILOG = """Examples:
 @click.option("-d", "--dataset", help="Dataset that it was trained on.")
 @cli.tag_option
 @click.option("--on", help="Dataset to score it on; its classes are among the model's.")
+@click.option(
+    "--skip-unknown", is_flag=True, help="Leave out, and count, rows of classes unknown to it."
+)
 @click.option(
     "--split", type=click.Choice(SPLITS), default="test", show_default=True, help="Its rows."
 )

@@ -92,6 +92,43 @@ def test_the_export_can_be_scored(layout: Layout, model: Any, tmp_path: Path) ->
     assert json.loads(target.read_text())["metrics"] == pytest.approx(expected, abs=1e-4)
 
 
+def test_rows_of_unknown_classes_can_be_skipped_and_are_counted(layout: Layout, model: Any) -> None:
+    """Unknown: a class that the tree has not, below or above one it has, and a new end."""
+    texts, paths = tiny_rows(140, seed=9)
+    other: dict[tuple[str, ...], tuple[str, ...]] = {
+        ("Toys",): ("Toys", "Trains"), ("Beauty", "Brushes"): ("Beauty",),
+        ("Beauty", "Equate", "Soap"): ("Fashion", "Equate", "Soap"),
+    }  # fmt: skip
+    data = write_rows(layout, "other", texts, [other.get(path, path) for path in paths])
+    refused(run("--on", "other", "--split", "train"), "'Fashion'", "--skip-unknown")
+    result = run("--on", "other", "--split", "train", "--skip-unknown")
+    assert result.exit_code == 0, result.output
+    (path,) = layout.weights.rglob("*_on_other_train.json")
+    found = json.loads(path.read_text())
+    labels = [data.hierarchy.label(node) for node in data.hierarchy.end_classes(data.train.codes)]
+    unknown = {"Toys > Trains", "Beauty", "Fashion > Equate > Soap"}
+    assert found["skipped"]["classes"] == {label: labels.count(label) for label in unknown}
+    left = [row for row, label in enumerate(labels) if label not in unknown]
+    assert found["skipped"]["rows"] == len(labels) - len(left)
+    assert found["metrics"]["rows"] == len(left)
+    assert f"Skipped {len(labels) - len(left)} of {len(labels)} rows" in result.output
+    nodes = model.predict([data.train.texts[row] for row in left]).ends
+    hits = [
+        model.hierarchy.label(node) == labels[row] for node, row in zip(nodes, left, strict=True)
+    ]
+    assert found["metrics"]["leaf_accuracy"] == pytest.approx(sum(hits) / len(hits))
+
+
+def test_nothing_is_skipped_where_all_is_known_and_nothing_scored_where_none_is(
+    layout: Layout, model: Any
+) -> None:
+    found = report(run("--skip-unknown"), layout, "tiny_test")
+    assert found["skipped"] == {"rows": 0, "classes": {}}
+    texts, paths = tiny_rows(49)
+    write_rows(layout, "foreign", texts, [("X", *path) for path in paths])
+    refused(run("--on", "foreign", "--skip-unknown"), "none of the 7 rows", "'foreign'")
+
+
 def test_mistakes(layout: Layout, model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     refused(run("--on", "tinny"), "Unknown dataset 'tinny'", "Did you mean 'tiny'?")
     refused(run(name="tfidf"), "Unknown model 'tfidf'")
@@ -99,7 +136,9 @@ def test_mistakes(layout: Layout, model: Any, monkeypatch: pytest.MonkeyPatch) -
     texts, paths = tiny_rows(49)
     strange = [("Toys", "Trains") if path == ("Toys",) else path for path in paths]
     write_rows(layout, "strange", texts, strange)
-    refused(run("--on", "strange"), "'Toys > Trains'", "tfidf_hsgd · tiny", "1 such")
+    refused(
+        run("--on", "strange"), "'Toys > Trains'", "--skip-unknown", "tfidf_hsgd · tiny", "1 such"
+    )
     early = [("Beauty",) if path[:2] == ("Beauty", "Brushes") else path for path in paths]
     write_rows(layout, "early", texts, early)
     refused(run("--on", "early"), "'Beauty'", "where no answer may end")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -73,12 +73,13 @@ class FlatOptions:
 def adapt_flat(options: FlatOptions, name: str, layout: Layout) -> dict[str, Any]:
     """Make a dataset from files; for what it gives see `adapt_table`."""
     recipe = options.recipe()
-    check_target(layout, name, recipe, options.adapt)
+    layout.dataset(name)  # refuses names that cannot be
     if options.read.encoding:
         known_encoding(options.read.encoding)
     adapt = _with_parents(options)
+    # mistakes in options are named before "exists already", and that before rows are read
     try:
-        batch, columns = _read(options)
+        batch, columns = _read(options, lambda: check_target(layout, name, recipe, options.adapt))
     except MemoryError as error:
         raise UserError("The input needs more memory than there is. Adapt a part of it.") from error
     wanted = (*columns.text, *columns.classes)
@@ -104,8 +105,14 @@ def _with_parents(options: FlatOptions) -> AdaptOptions:
     return dataclasses.replace(options.adapt, labels=labels)
 
 
-def _read(options: FlatOptions) -> tuple[Batch, Columns]:
-    """Read the wanted columns of all files into one table."""
+def _read(options: FlatOptions, check: Callable[[], object]) -> tuple[Batch, Columns]:
+    """Read the wanted columns of all files into one table.
+
+    Parameters
+    ----------
+    check
+        Called when the columns of the first file are known.
+    """
     sources = [open_source(path) for path in expand(options.paths)]
     kinds = sorted({source.kind for source in sources})
     if len(kinds) > 1:
@@ -116,13 +123,15 @@ def _read(options: FlatOptions) -> tuple[Batch, Columns]:
     hints = [*options.text.split(","), *options.classes.split(",")]
     if options.split_column:
         hints.append(options.split_column)
-    batches = []
+    batches: list[Batch] = []
     for source in sources:
         reader = open_reader(source, options.read, hints)
         try:
             columns = _columns([*reader.columns, *_from_path(reader, source)], options)
         except UserError as error:
             raise UserError(f"{source.path}: {error.message} {reader.hint(hints)}") from error
+        if not batches:
+            check()
         batches.append(_read_one(reader, source, columns))
     return _together(batches), columns
 

@@ -58,10 +58,14 @@ def adapt_sql(
     config = load_sql_config(options.config)
     values = {**config.recipe(), **options.adapt.recipe(), "split_column": options.split_column}
     recipe = recipe_of("sql", values)
-    check_target(layout, name, recipe, options.adapt)
+    layout.dataset(name)  # refuses names that cannot be
     with open_session(config.connection) as session:
         tree, nameless = _read_tree(session, config)
-        table, columns = _read_items(session, config, options.split_column, progress)
+        # mistakes in columns are named before "exists already", and that before items are read
+        table, columns = _read_items(
+            session, config, options.split_column, progress,
+            lambda: check_target(layout, name, recipe, options.adapt),
+        )  # fmt: skip
     labels, strangers = labels_by_id(table[columns.classes[0]], tree, options.adapt.labels)
     source = Provenance(recipe=recipe, notes=(*nameless, *tree.notes, *strangers))
     return adapt_table(
@@ -96,12 +100,17 @@ def _read_tree(session: Session, config: SqlConfig) -> tuple[ClassTree, list[str
 
 
 def _read_items(
-    session: Session, config: SqlConfig, split: str | None, progress: Progress
+    session: Session,
+    config: SqlConfig,
+    split: str | None,
+    progress: Progress,
+    check: Callable[[], object],
 ) -> tuple[pa.Table, Columns]:
     found: list[Columns] = []
 
     def choose(there: Sequence[str]) -> Sequence[str]:
         found.append(_item_columns(config.columns, split, there))
+        check()
         columns = found[0]
         extra = [columns.split] if columns.split else []
         return list(dict.fromkeys([*columns.text, *columns.classes, *extra]))
