@@ -161,6 +161,8 @@ def evaluate_pair(
 
     other, split = options["on"] or dataset, options["split"]
     output = given_path(options["output"]) if options["output"] else None
+    if output and output.is_dir():
+        raise UserError(f"-o {output} is a folder: name a file in it.")
     data = load_dataset(layout, other)
     rows = split_of(data, split)
     source = opener(layout, model, dataset, options["time"], options["runtime"])()

@@ -146,7 +146,7 @@ EPILOG = """Examples:
     help="Name of the column of answers, with which the names of the others begin.",
 )  # fmt: skip
 @click.option(
-    "--min-confidence", type=click.FloatRange(0, 1),
+    "--min-confidence", type=cli.Share(0, 1),
     help="Let an answer end at the deepest class that is this sure.",
 )  # fmt: skip
 @click.option(

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from utils.store import Entry
 
 DRY_ROWS = 256
+LONGEST = 1_000_000  # epochs
 OVERRIDES = {"encoder": "--encoder", "precision": "--precision", "epochs": "-e"}
 SHOWN = ("loss", "nll", "leaf_accuracy", "leaf_macro_f1", "level_1_accuracy", "hierarchical_f1")
 SUMMARY = (
@@ -115,6 +116,7 @@ def train(layout: Layout, model_name: str, dataset_name: str, options: Options) 
     overrides = {name: getattr(options, name) for name in _own_options(cls)}
     config = load_config(cls.Config, settings, model_name, overrides, MODELS)
     dvc.check(layout.root, options.dvc, layout.weight_dir(model_name, dataset_name))
+    Store(layout).check_name(model_name, dataset_name, options.name)
     dataset = load_dataset(layout, dataset_name)
     if options.reference and not len(dataset.test):
         raise UserError(f"-r needs test rows, and dataset {dataset_name!r} has none.")
@@ -125,7 +127,6 @@ def train(layout: Layout, model_name: str, dataset_name: str, options: Options) 
     )
     for option in _unused(cls, options):
         cli.say(f"{option} has no meaning for {model_name}")
-    Store(layout).check_name(model_name, dataset_name, options.name)
     if options.dry_run:
         return _rehearse(cls(dataset.hierarchy, config), dataset, options)
     if not team().leads:
@@ -475,7 +476,7 @@ EPILOG = """Examples:
 )  # fmt: skip
 @click.option("-d", "--datasets", type=cli.NameList(), required=True, help="Datasets to train on.")
 @click.option(
-    "-e", "--epochs", type=click.IntRange(min=1), help="Epochs instead of the configured."
+    "-e", "--epochs", type=click.IntRange(1, LONGEST), help="Epochs instead of the configured."
 )
 @click.option("--encoder", help="Text encoder: 'minilm', a Hugging Face id or a folder.")
 @click.option(

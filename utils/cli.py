@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import shutil
 import sys
@@ -52,6 +53,19 @@ class NameList(click.ParamType[list[str]]):
         if not names:
             self.fail("give at least one name", param, ctx)
         return list(dict.fromkeys(names))
+
+
+class Share(click.FloatRange):
+    """A number in a range; "nan" is in none."""
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
+        """Read the number."""
+        number = float(super().convert(value, param, ctx))
+        if math.isnan(number):
+            self.fail(f"{value} is no number", param, ctx)
+        return number
 
 
 tag_option = click.option(

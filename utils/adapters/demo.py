@@ -20,6 +20,8 @@ from utils.paths import Layout
 if TYPE_CHECKING:
     import pyarrow as pa
 
+MOST_ROWS = 50_000_000
+
 # One terminal class a line: its path, then words for what is sold there, common ones first.
 # Lines that begin with "=" give words that tell a family's context.
 CATALOGUE = """
@@ -281,6 +283,8 @@ def adapt_demo(rows: int, name: str, options: AdaptOptions, layout: Layout) -> d
     least = 2 * len(read_catalogue().paths)
     if rows < least:
         raise UserError(f"--rows is {rows}: the catalogue needs at least {least}.")
+    if rows > MOST_ROWS:
+        raise UserError(f"--rows is {rows}: it must be at most {MOST_ROWS:,}.")
     recipe = {
         "command": "demo", "rows": rows, "seed": options.seed,
         "train": options.ratios.train, "val": options.ratios.val,

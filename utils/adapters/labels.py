@@ -46,6 +46,12 @@ class LabelOptions:
     drop_names: str | None = None
     parents: Mapping[str, tuple[str, ...]] | None = None
 
+    def __post_init__(self) -> None:
+        if self.drop_names is not None:
+            import pyarrow as pa
+
+            _matching(pa.array([""]), self.drop_names)  # before anything is read
+
 
 @dataclass(frozen=True, kw_only=True)
 class Labels:
