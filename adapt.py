@@ -359,9 +359,9 @@ def _show(report: dict[str, Any]) -> None:
     cli.table(f"Dataset {report['name']}", ("", "rows"), drop_rows(report))
     cli.table("Classes", heads, level_rows(report))
     for line in closing_lines(report):
-        cli.say(line)
+        cli.text(line)
     if report["replaced"]:
-        cli.say(report["replaced"])
+        cli.text(report["replaced"])
     cli.say(f"written to {report['folder']}")
 
 

@@ -170,11 +170,11 @@ def evaluate_pair(
     rows, skipped = mapped(rows, data, source, owner, skip=options["skip_unknown"])
     warn_of_other_rows(data, dataset, source.fingerprint)
     if skipped:
-        cli.say(
+        cli.text(
             f"Skipped {total - len(rows):,} of {total:,} rows, whose classes are unknown to "
             f"{owner}: {_few(skipped)}"
         )
-    cli.say(f"Scoring {len(rows):,} {split} rows of {other} with {source.description}")
+    cli.text(f"Scoring {len(rows):,} {split} rows of {other} with {source.description}")
     with cli.progress("Scoring") as progress:
         found = answered(source, rows, progress)
     report: dict[str, Any] = {

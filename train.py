@@ -8,7 +8,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -120,7 +120,7 @@ def train(layout: Layout, model_name: str, dataset_name: str, options: Options) 
     dataset = load_dataset(layout, dataset_name)
     if options.reference and not len(dataset.test):
         raise UserError(f"-r needs test rows, and dataset {dataset_name!r} has none.")
-    cli.say(
+    cli.text(
         f"{config.display_name or model_name} on {dataset_name}: {len(dataset.train):,} rows to "
         f"train, {len(dataset.val):,} to validate, {len(dataset.test):,} to test, "
         f"{len(dataset.hierarchy.terminals):,} classes to end at"
@@ -230,8 +230,6 @@ def _unfinished(
     """
     model = cls.from_checkpoint(run.last, resumable=True)
     total = options.epochs or int(model.info["epochs"])
-    if options.epochs:
-        model.config = replace(model.config, **{"epochs": options.epochs})
     complete = run.metrics.exists() and int(model.info["epoch"]) >= total
     difference = _difference(model, config, dataset, options)
     if complete and difference:
@@ -250,6 +248,8 @@ def _unfinished(
         raise UserError(
             f"{run.best} is missing beside {run.last.name}. Train anew without --resume."
         )
+    if options.epochs:
+        model.config = config  # nothing else in it differs
     return model
 
 

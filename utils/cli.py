@@ -146,6 +146,12 @@ def say(message: str) -> None:
     click.echo(message)
 
 
+def text(message: str) -> None:
+    """Print a sentence, in as many lines as a terminal needs for whole words."""
+    room = width(None)
+    click.echo(message if room is None else "\n  ".join(wrapped(message, room - 2)))
+
+
 def note(message: str) -> None:
     """Print one line about the work to standard error, away from data."""
     click.echo(message, err=True)
@@ -345,7 +351,7 @@ def _epoch_widths(total: int, figures: list[str]) -> dict[str, int]:
 
 def _short(value: float) -> str:
     """A figure in six characters."""
-    return f"{value:.4f}" if not value >= 10 else f"{value:#.5g}"
+    return f"{round(value, 4) + 0.0:.4f}" if not value >= 10 else f"{value:#.5g}"
 
 
 def be_silent() -> None:
