@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -267,17 +267,8 @@ class Model(ABC):
             return val
         return val.take(np.linspace(0, len(val) - 1, limit).astype(int))
 
-    def validate(
-        self, val: Split, scored: Iterable[tuple[Floats, Floats]] | None = None
-    ) -> dict[str, float]:
-        """Fit the temperature on `val` and compute its metrics, scoring each row once.
-
-        Parameters
-        ----------
-        val
-            Of many rows only `validation_rows` count.
-        scored
-            What `score_batches` gives for the texts of these; by default it is called.
+    def validate(self, val: Split) -> dict[str, float]:
+        """Fit the temperature on `validation_rows` and compute metrics, scoring each row once.
 
         Returns
         -------
@@ -289,8 +280,7 @@ class Model(ABC):
             self.temperature = self.default_temperature
             return {}
         val = self.validation_rows(val)
-        batches = self.score_batches(val.texts) if scored is None else scored
-        scores = np.concatenate([scores for scores, _ in batches])
+        scores = np.concatenate([scores for scores, _ in self.score_batches(val.texts)])
         truth = self.tree.last_codes(val.codes, self.hierarchy)
         self.temperature = fit_temperature(scores, truth, self.tree, self.default_temperature)
         loss = negative_log_likelihood(scores, truth, self.tree, self.temperature)

@@ -269,6 +269,7 @@ class PyTorchModel(Model):
         self._run: Run | None = None
         self._memory: Arrays = {}  # of the optimiser, as read from a checkpoint
         self._optimizer: torch.optim.Optimizer | None = None
+        self._known: tuple[list[str], TokenRows | Floats] | None = None  # validated every epoch
 
     @property
     def network(self) -> Network:
@@ -311,8 +312,8 @@ class PyTorchModel(Model):
             return
         rows = self._training_rows(train)
         val = self.validation_rows(val)
-        # validated every epoch, so tokenised once, and encoded once by a frozen encoder
-        prepared = self._prepared(self.tokenizer(val.texts if team().leads else []))
+        if team().leads:
+            self._known = (list(val.texts), self._prepared(self.tokenizer(val.texts)))
         step = self._training_step()
         while not run.ended(self.config.patience):
             start = time.perf_counter()
@@ -323,7 +324,7 @@ class PyTorchModel(Model):
                     f"Training diverged in epoch {run.epoch + 1}: the loss is {loss:.3g}, weights "
                     "are not finite. Lower encoder_lr and classifier_lr."
                 )
-            metrics = {"loss": loss, **self._validate_once(val, prepared)}
+            metrics = {"loss": loss, **self._validate_once(val)}
             is_best = run.judge(metrics, self.config.best_metric)
             last = run.ended(self.config.patience)
             yield Epoch(
@@ -380,9 +381,9 @@ class PyTorchModel(Model):
             step.compile(dynamic=True)
         return step
 
-    def _validate_once(self, val: Split, prepared: TokenRows | Floats) -> dict[str, float]:
+    def _validate_once(self, val: Split) -> dict[str, float]:
         """Validate in one process and tell the others what came out."""
-        metrics = self.validate(val, self._score_prepared(prepared)) if team().leads else {}
+        metrics = self.validate(val) if team().leads else {}
         metrics, self.temperature = team().told((metrics, self.temperature))
         return metrics
 
@@ -428,19 +429,13 @@ class PyTorchModel(Model):
 
     def score_batches(self, texts: Sequence[str]) -> Iterator[tuple[Floats, Floats]]:
         """Score texts in order, in batches of bounded memory; always in float32."""
-        for rows in self._windows(len(texts)):
-            yield self.run(self.tokenizer(texts[rows]))
-
-    def _score_prepared(self, prepared: TokenRows | Floats) -> Iterator[tuple[Floats, Floats]]:
-        """Score what `_prepared` gave, as `score_batches` scores texts."""
-        for window in self._windows(len(prepared)):
-            rows = prepared[window]
-            yield self.run(rows) if isinstance(rows, TokenRows) else self._score(rows)
-
-    def _windows(self, rows: int) -> Iterator[slice]:
-        """Rows that are scored together."""
+        # by their content: whoever thins or copies a split makes another list of it
+        known = self._known[1] if self._known and self._known[0] == list(texts) else None
         size = min(WINDOW_ROWS, max(64, WINDOW_CELLS // self.tree.class_count))
-        return (slice(start, min(start + size, rows)) for start in range(0, rows, size))
+        for start in range(0, len(texts), size):
+            rows = slice(start, min(start + size, len(texts)))
+            found = self.tokenizer(texts[rows]) if known is None else known[rows]
+            yield self._score(self._features(found) if isinstance(found, TokenRows) else found)
 
     def encode(self, texts: Sequence[str]) -> TokenRows:
         """Tokenise texts."""
@@ -500,7 +495,7 @@ class PyTorchModel(Model):
         self.network.load_state_dict(weights)
         self._memory = {name: a for name, a in arrays.items() if name.startswith(TRAINING)}
         self._run = Run.from_dict(values["run"]) if self._memory else None
-        self._optimizer = None
+        self._optimizer = self._known = None
 
     # -- export ---------------------------------------------------------------------------
 

@@ -187,6 +187,21 @@ def test_a_thinned_validation_split_is_scored_like_its_rows(
     assert thinned.metrics["rows"] == 6
 
 
+def test_a_copy_of_the_validation_texts_is_known_and_other_texts_are_not(
+    dataset: Dataset, encoder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make_model(dataset, encoder, epochs=1, frozen=True)
+    train(model, dataset)
+    texts = [str(text) for text in dataset.val.texts]
+    wanted = [model.predict(part).ends.tolist() for part in (texts[:9], texts[::-1])]
+    monkeypatch.setattr("utils.encoders.Encoder.forward", None)  # would fail
+    (scores, _), *_ = model.score_batches([text[:1] + text[1:] for text in texts])
+    monkeypatch.undo()
+    assert wanted[0] == model.predict(texts).ends[:9].tolist()
+    assert wanted[1] == model.predict(texts).ends[::-1].tolist()
+    assert len(scores) == len(texts)
+
+
 def test_consecutive_rows_of_tokens(encoder: Path, dataset: Dataset) -> None:
     model = make_model(dataset, encoder)
     model._begin(None, 0)
