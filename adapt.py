@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -13,10 +13,15 @@ from utils import cli
 from utils.errors import UserError
 from utils.paths import Layout, given_path
 
+if TYPE_CHECKING:
+    from utils.adapters.labels import LabelOptions
+
 GROUPS = {
     "text": "What to take", "classes": "What to take", "depth": "What to take",
     "delimiter": "What to take", "drop_names": "What to take", "parents": "What to take",
     "lookups": "What to take",
+    "rename": "What to take", "fold": "What to take", "missing": "What to take",
+    "gaps": "What to take", "several_paths": "What to take",
     "sep": "How the files are written", "encoding": "How the files are written",
     "quote": "How the files are written", "header": "How the files are written",
     "lines": "How the files are written", "records": "How the files are written",
@@ -61,6 +66,42 @@ label_options = _stacked(
         metavar="REGEX",
         help=r"Take names that match out of their paths, such as '\.\.\.$' for truncated ones.",
     ),
+    click.option(
+        "--missing",
+        metavar="NAMES",
+        default="",
+        help="Names that say that there is none, comma-separated, such as 'N/A,-'.",
+    ),
+    click.option(
+        "--gaps",
+        type=click.Choice(("drop", "close", "stop")),
+        default="drop",
+        show_default=True,
+        help="Where a name is missing before another one: drop the row, close the gap, or let "
+        "the path stop before it.",
+    ),
+    click.option(
+        "--fold",
+        metavar="KINDS",
+        default="",
+        help="Make names one that differ only in case, space, entities (&amp;), punctuation "
+        "(typographic quotes, dashes), width (full-width forms) or letters (Cyrillic and Greek "
+        "ones that look Latin); comma-separated. The most frequent spelling stays.",
+    ),
+    click.option(
+        "--rename",
+        metavar="FILE",
+        help="A table of two columns: names or paths (with --delimiter, else ' > '), and what they "
+        "become. An empty new name takes the label away.",
+    ),
+)
+several_option = click.option(
+    "--several-paths",
+    type=click.Choice(("refuse", "first", "repeat", "drop", "join")),
+    default="refuse",
+    show_default=True,
+    help="Labels that hold several paths or a set of names: take the first, repeat the row for "
+    "each, drop the row, or join all into one path.",
 )
 row_options = _stacked(
     click.option(
@@ -135,6 +176,7 @@ def main() -> None:
     "comma-separated, are the levels, root first.",
 )
 @label_options
+@several_option
 @click.option("--delimiter", help='What separates the names in a path, such as " > ".')
 @click.option(
     "--parents",
@@ -217,7 +259,6 @@ def flat(paths: tuple[str, ...], name: str, **values: Any) -> None:
     replaces its dataset; another command must say --force.
     """
     from utils.adapters.flat import FlatOptions, adapt_flat
-    from utils.adapters.labels import LabelOptions
     from utils.adapters.lookup import Lookup
     from utils.adapters.pipeline import AdaptOptions
     from utils.adapters.reading import ReadOptions
@@ -237,11 +278,12 @@ def flat(paths: tuple[str, ...], name: str, **values: Any) -> None:
         split_column=values["split_column"],
         parents=values["parents"],
         lookups=tuple(map(Lookup.parsed, values["lookups"])),
+        rename=values["rename"],
         read=ReadOptions(
             records=records, **_picked(values, "encoding sep quote header header_row lines sheet")
         ),
         adapt=AdaptOptions(
-            labels=LabelOptions(**_picked(values, "delimiter depth drop_names")),
+            labels=_label_options(values),
             ratios=Ratios.checked(values["train_ratio"], values["val_ratio"]),
             **_picked(values, "seed proportion min_class_size keep_duplicates dvc force"),
         ),
@@ -287,7 +329,6 @@ def sql(name: str, config: Path, split_column: str | None, **values: Any) -> Non
     just as adapt.py flat would make it. Nothing is ever written to the database, and the password
     is never shown. More: docs/sql.md.
     """
-    from utils.adapters.labels import LabelOptions
     from utils.adapters.pipeline import AdaptOptions
     from utils.adapters.splitting import Ratios
     from utils.adapters.sql import SqlOptions, adapt_sql
@@ -296,8 +337,9 @@ def sql(name: str, config: Path, split_column: str | None, **values: Any) -> Non
     options = SqlOptions(
         config=given_path(config),
         split_column=split_column,
+        rename=values["rename"],
         adapt=AdaptOptions(
-            labels=LabelOptions(**_picked(values, "depth drop_names")),
+            labels=_label_options(values),
             ratios=Ratios.checked(values["train_ratio"], values["val_ratio"]),
             **_picked(values, "seed proportion min_class_size keep_duplicates dvc force"),
         ),
@@ -343,6 +385,19 @@ def _keep_freed_memory() -> None:
         pa.jemalloc_set_decay_ms(10_000)
     except NotImplementedError:
         return  # not built for this system: slower, no worse
+
+
+def _label_options(values: dict[str, Any]) -> LabelOptions:
+    from utils.adapters.labels import LabelOptions
+    from utils.adapters.lookalikes import fold_kinds
+
+    optional = {key: values[key] for key in ("delimiter", "several_paths") if key in values}
+    return LabelOptions(
+        **_picked(values, "depth drop_names gaps"),
+        **optional,
+        fold=fold_kinds(values["fold"]),
+        missing=tuple(filter(None, map(str.strip, values["missing"].split(",")))),
+    )
 
 
 def _picked(values: dict[str, Any], names: str) -> dict[str, Any]:

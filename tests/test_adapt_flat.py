@@ -468,7 +468,7 @@ def test_a_sheet_of_charts_is_no_table(layout: Layout, tmp_path: Path) -> None:
 
 
 def test_cells_nested_in_lists_are_broken_paths(layout: Layout, tmp_path: Path) -> None:
-    cells = ["a", "b"] * 9 + ["[" * 50_000 + "]" * 50_000, '[["a"]]', '[{"a": 1}]']
+    cells = ["a", "b"] * 9 + ["[" * 50_000 + "]" * 50_000, '[["a", ["b"]]]', '[{"a": 1}]']
     pd.DataFrame({"t": [f"t{i}" for i in range(21)], "c": cells}).to_csv(tmp_path / "d.csv")
     result = flat(tmp_path / "d.csv", "d", "-t", "t", "-c", "c")
     assert result.exit_code == 0, result.output

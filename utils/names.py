@@ -52,7 +52,7 @@ def tidy_name(name: str) -> str:
     they change what is drawn: in scripts that join their letters, and within emoji.
     """
     if not (name.isascii() and name.isprintable()):
-        name = _composed(visible(name))
+        name = composed(visible(name))
     return " ".join(name.split())
 
 
@@ -63,10 +63,6 @@ def visible(text: str) -> str:
     return "".join(
         " " if char > "\x7f" and char.isspace() else char for char in _BLANK.sub(" ", text)
     )
-
-
-def _composed(text: str) -> str:
-    return normalise("NFC", text)
 
 
 def _needed_joiner(match: re.Match[str]) -> str:

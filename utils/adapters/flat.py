@@ -17,6 +17,7 @@ from utils.adapters.pipeline import (
     adapt_table,
     check_target,
     recipe_of,
+    with_renames,
 )
 from utils.adapters.reading import (
     SHOWN_LINES,
@@ -51,6 +52,8 @@ class FlatOptions:
         File with the ancestors of the classes.
     lookups
         Columns whose values are keys of other tables.
+    rename
+        File with new names of classes.
     """
 
     paths: tuple[str, ...]
@@ -59,6 +62,7 @@ class FlatOptions:
     split_column: str | None = None
     parents: str | None = None
     lookups: tuple[Lookup, ...] = ()
+    rename: str | None = None
     read: ReadOptions = field(default_factory=ReadOptions)
     adapt: AdaptOptions = field(default_factory=AdaptOptions)
 
@@ -76,7 +80,7 @@ def adapt_flat(options: FlatOptions, name: str, layout: Layout) -> dict[str, Any
     layout.dataset(name)  # refuses names that cannot be
     if options.read.encoding:
         known_encoding(options.read.encoding)
-    adapt = _with_parents(options)
+    adapt = with_renames(_with_parents(options), options.rename)
     # mistakes in options are named before "exists already", and that before rows are read
     try:
         batch, columns = _read(options, lambda: check_target(layout, name, recipe, options.adapt))

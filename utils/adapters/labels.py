@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
-import ast
-import json
-import re
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from utils.adapters.columns import UNIT, encoded, is_list, joined_columns, joined_lists, strings
+from utils.adapters.cells import Label, Path, delimiter_hint, read_cells
+from utils.adapters.lookalikes import missing_note, one_spelling
+from utils.adapters.renames import Renames, renamed, unused_note
+from utils.adapters.several import (
+    DROP,
+    FIRST,
+    JOIN,
+    REFUSE,
+    REPEAT,
+    one_line,
+    split_labels,
+    whole,
+    without_beginnings,
+)  # fmt: skip
 from utils.errors import UserError
 from utils.names import tidy_name
 
@@ -20,9 +31,9 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 MAX_DEPTH = 32
-_GAP = UNIT + "nested"  # no path: its first name is missing
-EMPTY, BROKEN, ORPHAN = -1, -2, -3
-_COMMON = (" > ", " >> ", ">>", ">", " / ", "/", "|", " - ", "::", ":", ";", ",", "\\", ".")
+EMPTY, BROKEN, ORPHAN, SEVERAL = -1, -2, -3, -4
+GAPS = ("drop", "close", "stop")
+_, CLOSE, STOP = GAPS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,12 +50,28 @@ class LabelOptions:
         Names that match this regular expression (RE2) are taken out of their path.
     parents
         For each name, its ancestors, root first; put before a path that begins with it.
+    several_paths
+        What becomes of labels that hold several paths: one of `several.CHOICES`.
+    gaps
+        What becomes of paths in which a name is missing before another one: their rows are
+        dropped, the gap is closed, or the path stops before it.
+    fold
+        Kinds of difference (`lookalikes.FOLDS`) that make no difference between names.
+    missing
+        Names that say that there is none, in any case.
+    renames
+        New names and paths by old ones.
     """
 
     delimiter: str | None = None
     depth: int | None = None
     drop_names: str | None = None
     parents: Mapping[str, tuple[str, ...]] | None = None
+    several_paths: str = REFUSE
+    gaps: str = GAPS[0]
+    fold: tuple[str, ...] = ()
+    missing: tuple[str, ...] = ()
+    renames: Renames | None = None
 
     def __post_init__(self) -> None:
         if self.drop_names is not None:
@@ -65,15 +92,21 @@ class Labels:
         Distinct paths as indices into `names`, -1 beyond the end; shape (paths, depth).
     path_of_row
         Index into `paths`, or `EMPTY`, `BROKEN` (a gap in the path), `ORPHAN` (not among
-        `LabelOptions.parents`); shape (rows,).
-    note
+        `LabelOptions.parents`), `SEVERAL` (more than one path); shape (rows,).
+    source_row
+        Row of the table that each of the rows above comes from; None: each from its own.
+    cut_off
+        Names that stand after a gap in a path.
+    notes
         What a person should look at.
     """
 
     names: list[str]
     paths: NDArray[np.int64]
     path_of_row: NDArray[np.int64]
-    note: str | None = None
+    source_row: NDArray[np.int64] | None = None
+    cut_off: frozenset[str] = frozenset()
+    notes: tuple[str, ...] = ()
 
 
 def labels_of(table: pa.Table, columns: Sequence[str], options: LabelOptions) -> Labels:
@@ -82,205 +115,201 @@ def labels_of(table: pa.Table, columns: Sequence[str], options: LabelOptions) ->
     Raises
     ------
     UserError
-        The delimiter stands in no label, or paths are absurdly long.
+        The delimiter stands in no label, labels hold several paths, or paths are absurdly long.
     """
-    parts = [_one_string(table[name]) for name in columns]
-    rows, distinct = encoded(joined_columns(parts, UNIT))
-    if len(columns) == 1 and not is_list(table[columns[0]].type):
-        distinct = _unpacked_cells(distinct)
-    note = None
-    if options.delimiter:
-        distinct = _delimited(distinct, options.delimiter, columns)
-    elif len(columns) == 1:
-        note = _delimiter_hint(distinct)
-    names, matrix = _name_matrix(distinct, options)
-    paths, found = _distinct_paths(matrix)
-    if options.parents is not None:
-        names, paths, found = _with_parents(names, paths, found, options)
-    return Labels(names=names, paths=paths, path_of_row=found[rows], note=note)
-
-
-def _one_string(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    import pyarrow.compute as pc
-
-    if is_list(column.type):
-        return joined_lists(column)
-    return pc.replace_substring(strings(column), UNIT, " ")
-
-
-def _unpacked_cells(distinct: pa.Array) -> pa.Array:
-    """Cells that hold a list written as JSON or Python become names joined by `UNIT`."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    packed = pc.match_substring_regex(distinct, r"^\s*\[(.|\n)*\]\s*$")
-    if not pc.any(packed).as_py():
-        return distinct
-    cells = pa.array(map(_unpacked, distinct.filter(packed).to_pylist()), pa.large_string())
-    return pc.replace_with_mask(distinct, packed, cells)
-
-
-def _unpacked(cell: str) -> str:
-    try:
-        items = json.loads(cell)
-    except RecursionError:
-        return _GAP
-    except ValueError:
-        items = _python_list(cell)
-    if not isinstance(items, list):
-        return cell
-    if any(isinstance(item, list | dict) for item in items):
-        return _GAP
-    return UNIT.join("" if item is None else str(item).replace(UNIT, " ") for item in items)
-
-
-def _python_list(cell: str) -> Any:
-    quoted = r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\""
-    if re.fullmatch(rf"\s*\[\s*(?:{quoted})(?:\s+(?:{quoted}))+\s*\]\s*", cell):
-        return [ast.literal_eval(item) for item in re.findall(quoted, cell)]  # NumPy's notation
-    try:
-        return ast.literal_eval(cell.strip())
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
-        return None
-
-
-def _delimited(distinct: pa.Array, delimiter: str, columns: Sequence[str]) -> pa.Array:
-    import pyarrow.compute as pc
-
-    if not pc.any(pc.match_substring(distinct, delimiter)).as_py():
-        example = next((value for value in distinct.to_pylist() if value.strip()), None)
-        if example is None:
-            return distinct  # no labels at all: the rows are counted as such
-        other = next((f" Try --delimiter {d!r}." for d in _COMMON if d in example), "")
-        raise UserError(
-            f"The delimiter {delimiter!r} stands in no label of {', '.join(columns)} "
-            f"(the first is {example.replace(UNIT, ', ')[:80]!r}).{other}"
+    cells = read_cells(table, columns, options.delimiter)
+    for path in (path for label in cells.labels for path in label):
+        _checked_depth(whole(path)[: options.depth], options)
+    notes: list[str] = []
+    if options.several_paths == JOIN:
+        labels = [_joined(label) for label in one_line(cells.labels)]
+    else:
+        labels, notes = split_labels(
+            cells.labels, options.delimiter, cells.one_string, cells.levels
         )
-    return pc.replace_substring(distinct, delimiter, UNIT)
+    if cells.one_string and (hint := delimiter_hint(labels)):
+        notes.append(hint)
+    weights = np.bincount(cells.rows, minlength=len(labels)).tolist()
+    labels, parents, more = _with_final_names(labels, weights, options)
+    notes += [*more, *missing_note(_rows_of_names(labels, weights), columns)]
+    found = [_final_paths(label, options, parents) for label in labels]
+    if parents is not None:
+        _check_parents(labels, found)
+    notes += _check_several(found, weights, options.several_paths)
+    return _numbered(found, cells.rows, options.several_paths, _cut_off(labels, found), notes)
 
 
-def _delimiter_hint(distinct: pa.Array) -> str | None:
-    """Say that labels look like whole paths when nearly all hold the same separator."""
-    import pyarrow.compute as pc
-
-    if not len(distinct) or pc.any(pc.match_substring(distinct, UNIT)).as_py():
-        return None
-    for candidate in (" >> ", " > ", ">>", ">", " / ", "|", "::"):
-        share = pc.mean(pc.match_substring(distinct, candidate)).as_py()
-        if share > 0.5:
-            return f"labels look like paths: did you forget --delimiter {candidate!r}?"
-    return None
+def _joined(label: Label) -> Label:
+    return (tuple(name for path in label for name in path),) if label else ()
 
 
-def _name_matrix(distinct: pa.Array, options: LabelOptions) -> tuple[list[str], NDArray[np.int64]]:
-    """Split labels into names; -1 marks an empty one. Shape (labels, longest path)."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    lists = pc.split_pattern(distinct, UNIT)
-    lengths = pc.list_value_length(lists).to_numpy(zero_copy_only=False)
-    codes, words = encoded(pa.chunked_array([pc.list_flatten(lists)]))
-    names, renamed = _clean_names(words, options.drop_names)
-    codes = renamed[codes]
-    label = np.repeat(np.arange(len(lengths)), lengths)
-    kept = codes != BROKEN  # here: taken out by drop_names
-    label, codes = label[kept], codes[kept]
-    counts = np.bincount(label, minlength=len(lengths))
-    place = np.arange(len(label)) - np.repeat(np.cumsum(counts) - counts, counts)
-    # With parents to come the cut waits until they are there.
-    limit = options.depth if options.depth and options.parents is None else None
-    width = _checked_width(place[codes >= 0], limit, options)
-    fits = place < width
-    matrix = np.full((len(lengths), width), -1, dtype=np.int64)
-    matrix[label[fits], place[fits]] = codes[fits]
-    return names, matrix
-
-
-def _checked_width(places: NDArray[Any], limit: int | None, options: LabelOptions) -> int:
-    longest = int(places.max()) + 1 if len(places) else 1
-    width = min(longest, limit or longest)
-    if width > MAX_DEPTH:
-        doubt = f"Is the delimiter {options.delimiter!r} right? " if options.delimiter else ""
-        raise UserError(
-            f"A path has {longest} names, more than {MAX_DEPTH}. {doubt}Cut paths with --depth."
-        )
-    return width
-
-
-def tidied(words: pa.Array) -> pa.Array:
-    """Names as `tidy_name` writes them."""
-    import pyarrow as pa
-
-    names = (None if word is None else tidy_name(word) for word in words.to_pylist())
-    return pa.array(names, pa.large_string())
-
-
-def _clean_names(words: pa.Array, drop: str | None) -> tuple[list[str], NDArray[np.int64]]:
-    """Clean distinct names.
+def _with_final_names(
+    labels: Sequence[Label], weights: Sequence[int], options: LabelOptions
+) -> tuple[list[Label], Mapping[str, Path] | None, list[str]]:
+    """Empty, rename, drop and fold names as the options say.
 
     Returns
     -------
-    names, code_of_word
-        Code per word: index into `names`, `EMPTY`, or `BROKEN` where `drop` matches.
+    labels, parents, notes
+        `parents` spelled as the labels are.
     """
-    import pyarrow as pa
+    notes: list[str] = []
+    if options.missing:
+        missing = {tidy_name(name).casefold() for name in options.missing}
+        labels = _mapped(labels, lambda path: tuple(
+            "" if name.casefold() in missing else name for name in path))  # fmt: skip
+    if options.renames is not None:
+        rules, used = options.renames, set[Path]()
+        labels = _mapped(labels, lambda path: renamed(path, rules, used))
+        notes += unused_note(rules, used)
+    if options.drop_names:
+        dropped = _matching({n for label in labels for p in label for n in p}, options.drop_names)
+        labels = _mapped(labels, lambda path: tuple(n for n in path if n not in dropped))
+    parents = options.parents
+    if options.fold:
+        rows = _rows_of_names(labels, weights)
+        rows.update({n: 0 for name, above in (parents or {}).items() for n in (name, *above)})
+        spelling = one_spelling(rows, options.fold)
+        labels = _mapped(labels, lambda path: tuple(spelling.get(n, n) for n in path))
+        parents = parents and {
+            spelling[name]: tuple(spelling[n] for n in above) for name, above in parents.items()
+        }
+    return list(labels), parents, notes
 
-    codes, distinct = encoded(pa.chunked_array([tidied(words)]))
-    state = np.arange(len(distinct))
-    if drop:
-        state[_matching(distinct, drop)] = BROKEN
-    names: list[str] = distinct.to_pylist()
-    if "" in names:
-        state[names.index("")] = EMPTY
-    return names, state[codes]
+
+def _mapped(labels: Iterable[Label], change: Callable[[Path], Path]) -> list[Label]:
+    return [tuple(map(change, label)) for label in labels]
 
 
-def _matching(names: pa.Array, pattern: str) -> NDArray[np.bool_]:
+def _rows_of_names(labels: Iterable[Label], weights: Iterable[int]) -> Counter[str]:
+    rows: Counter[str] = Counter()
+    for label, weight in zip(labels, weights, strict=True):
+        for name in {name for path in label for name in path if name}:
+            rows[name] += weight
+    return rows
+
+
+def _matching(names: Collection[str], pattern: str) -> set[str]:
     import pyarrow as pa
     import pyarrow.compute as pc
 
+    distinct = pa.array(sorted(names), pa.large_string())
     try:
-        return pc.match_substring_regex(names, pattern).to_numpy(zero_copy_only=False)
+        return set(distinct.filter(pc.match_substring_regex(distinct, pattern)).to_pylist())
     except pa.ArrowInvalid as error:
         raise UserError(f"--drop-names {pattern!r} is no regular expression: {error}.") from error
 
 
-def _distinct_paths(matrix: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Distinct whole paths, and for each label its path, `EMPTY` or `BROKEN`."""
-    there = matrix >= 0
-    found = np.zeros(len(matrix), dtype=np.int64)
-    found[(there[:, 1:] & ~there[:, :-1]).any(axis=1)] = BROKEN
-    found[~there.any(axis=1)] = EMPTY
-    good = found == 0
-    rows = np.ascontiguousarray(matrix[good])
-    keys = np.zeros(len(rows), dtype=np.int64)
-    for column in rows.T:  # level by level, so that numbers stay small
-        keys = np.unique(keys * (matrix.max(initial=0) + 2) + column + 1, return_inverse=True)[1]
-    _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
-    found[good] = inverse
-    return rows[first], found
+def _final_paths(
+    label: Label, options: LabelOptions, parents: Mapping[str, Path] | None
+) -> tuple[Path, ...] | int:
+    """The paths of a label, or why it has none: `EMPTY`, `BROKEN` or `ORPHAN`."""
+    if not label:
+        return BROKEN
+    found = [_final_path(path, options, parents) for path in label]
+    paths = without_beginnings([path for path in found if not isinstance(path, int)])
+    return paths or next(path for path in found if isinstance(path, int))
 
 
-def _with_parents(
-    names: list[str],
-    paths: NDArray[np.int64],
-    found: NDArray[np.int64],
-    options: LabelOptions,
-) -> tuple[list[str], NDArray[np.int64], NDArray[np.int64]]:
-    """Put the ancestors of each path's first name before it."""
-    parents = options.parents or {}
-    codes = {name: code for code, name in enumerate(names)}
-    longer: list[list[int]] = []
-    for path in paths.tolist():
-        above = parents.get(names[path[0]])
-        here = [code for code in path if code >= 0]
-        chain = [codes.setdefault(name, len(codes)) for name in above or ()]
-        longer.append([*chain, *here] if above is not None else [])
-    if not any(longer):
-        first = names[paths[0][0]] if len(paths) else ""
+def _final_path(
+    path: Path, options: LabelOptions, parents: Mapping[str, Path] | None
+) -> Path | int:
+    if options.gaps == CLOSE:
+        path = tuple(filter(None, path))
+    path = whole(path if parents is not None else path[: options.depth])
+    if "" in path:
+        if options.gaps != STOP:
+            return BROKEN
+        path = path[: path.index("")]
+    if not path:
+        return EMPTY
+    if parents is not None:
+        if path[0] not in parents:
+            return ORPHAN
+        path = (*parents[path[0]], *path)[: options.depth]
+    return _checked_depth(path, options)
+
+
+def _checked_depth(path: Path, options: LabelOptions) -> Path:
+    if len(path) > MAX_DEPTH:
+        doubt = f"Is the delimiter {options.delimiter!r} right? " if options.delimiter else ""
+        raise UserError(
+            f"A path has {len(path)} names, more than {MAX_DEPTH}. {doubt}Cut paths with --depth."
+        )
+    return path
+
+
+def _check_parents(labels: Sequence[Label], found: Sequence[tuple[Path, ...] | int]) -> None:
+    lost = [label for label, paths in zip(labels, found, strict=True) if paths == ORPHAN]
+    if lost and not any(isinstance(paths, tuple) for paths in found):
+        first = whole(lost[0][0])[0]
         raise UserError(f"No label is in the --parents file (the first label is {first!r}).")
-    width = min(max(map(len, longer)), options.depth or MAX_DEPTH)
-    matrix = np.array([(path + [-1] * width)[:width] for path in longer], dtype=np.int64)
-    again, place = _distinct_paths(matrix)
-    place[place == EMPTY] = ORPHAN
-    return list(codes), again, np.where(found >= 0, place[found], found)
+
+
+def _check_several(
+    found: Sequence[tuple[Path, ...] | int], weights: Sequence[int], choice: str
+) -> list[str]:
+    """Refuse labels with several paths unless it is said what becomes of them; note them."""
+    several = [
+        (paths, weight) for paths, weight in zip(found, weights, strict=True)
+        if isinstance(paths, tuple) and len(paths) > 1
+    ]  # fmt: skip
+    if not several:
+        return []
+    rows = sum(weight for _, weight in several)
+    example = " and ".join(repr(" > ".join(path)) for path in several[0][0][:3])
+    what = f"{rows:,} of {sum(weights):,} rows hold several paths in their label, such as {example}"
+    if choice == REFUSE:
+        raise UserError(
+            f"{what}. Say what becomes of them with --several-paths: first (the first path is "
+            "taken), repeat (one row for each path), drop (the rows are left out) or join (no, "
+            "each is one path)."
+        )
+    taken = {FIRST: "the first is taken", REPEAT: "a row for each is made", DROP: "left out"}
+    return [f"{what}: {taken[choice]}"]
+
+
+def _cut_off(labels: Sequence[Label], found: Sequence[tuple[Path, ...] | int]) -> frozenset[str]:
+    broken = [label for label, paths in zip(labels, found, strict=True) if paths == BROKEN]
+    gaps = [path for label in broken for path in label if "" in path]
+    return frozenset(name for path in gaps for name in path[path.index("") :] if name)
+
+
+def _numbered(
+    found: Sequence[tuple[Path, ...] | int], rows: NDArray[np.int64], choice: str,
+    cut_off: frozenset[str], notes: Sequence[str],
+) -> Labels:  # fmt: skip
+    """Number names and paths, and give each row its path, or with REPEAT each of its paths."""
+    numbers: dict[Path, int] = {}
+    codes: list[list[int]] = []
+    for paths in found:
+        if isinstance(paths, int):
+            codes.append([paths])
+        elif choice == DROP and len(paths) > 1:
+            codes.append([SEVERAL])
+        else:
+            wanted = paths if choice == REPEAT else paths[:1]
+            codes.append([numbers.setdefault(path, len(numbers)) for path in wanted])
+    counts = np.array([len(one) for one in codes], dtype=np.int64)
+    flat = np.array([code for one in codes for code in one], dtype=np.int64)
+    starts = np.cumsum(counts) - counts
+    source = np.repeat(np.arange(len(rows)), counts[rows])
+    within = np.arange(len(source)) - np.searchsorted(source, source)
+    names, matrix = _name_matrix(numbers)
+    return Labels(
+        names=names,
+        paths=matrix,
+        path_of_row=flat[starts[rows[source]] + within],
+        source_row=source if len(source) > len(rows) else None,
+        cut_off=cut_off,
+        notes=tuple(notes),
+    )
+
+
+def _name_matrix(paths: Collection[Path]) -> tuple[list[str], NDArray[np.int64]]:
+    """Distinct names, and the paths as indices into them; -1 beyond the end of a path."""
+    names = list(dict.fromkeys(name for path in paths for name in path))
+    place = {name: index for index, name in enumerate(names)}
+    width = max(map(len, paths), default=1)
+    rows = [[place[name] for name in path] + [-1] * (width - len(path)) for path in paths]
+    return names, np.array(rows, dtype=np.int64).reshape(len(paths), width)

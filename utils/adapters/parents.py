@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from utils.adapters.columns import UNIT, is_list, joined_columns, joined_lists, strings
-from utils.adapters.labels import tidied
-from utils.adapters.reading import ReadOptions, open_reader, to_array
+from utils.adapters.reading import ReadOptions, open_reader
 from utils.adapters.sources import SourceFile, decode, open_source
 from utils.errors import UserError
+from utils.names import tidy_name
 
 Paths = list[tuple[str, ...]]
 
@@ -49,8 +49,7 @@ def load_parents(path: Path, encoding: str | None = None) -> dict[str, tuple[str
 
 def _tidy(names: Iterable[str]) -> dict[str, str]:
     """Each name as the labels of the data are written, so that they meet."""
-    distinct = list(names)
-    return dict(zip(distinct, tidied(to_array(distinct)).to_pylist(), strict=True))
+    return {name: tidy_name(name) for name in names}
 
 
 def _ancestors(paths: Paths, file: Path) -> dict[str, tuple[str, ...]]:

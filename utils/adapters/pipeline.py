@@ -13,14 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from utils import dvc
-from utils.adapters.labels import BROKEN, EMPTY, ORPHAN, LabelOptions, Labels, labels_of
-from utils.adapters.report import Drops, build_report
-from utils.adapters.splitting import TRAIN, VAL, Ratios, leaks, random_split, sample, unseen
+from utils.adapters.drops import Drops, drop_rest, drop_unusable, repeated_rows, vanished_note
+from utils.adapters.labels import LabelOptions, Labels, labels_of
+from utils.adapters.report import build_report
+from utils.adapters.splitting import TRAIN, VAL, Ratios, random_split
 from utils.data import HIERARCHY, REPORT, SPLITS, write_dataset
 from utils.errors import UserError
 from utils.files import read_json
 from utils.hierarchy import Hierarchy, Ints
-from utils.paths import Layout
+from utils.paths import Layout, given_path
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -78,7 +79,9 @@ class AdaptOptions:
         labels, ratios = values.pop("labels"), values.pop("ratios")
         for key in ("dvc", "force"):
             values.pop(key)
-        return {**values, **labels, **ratios}
+        usual = dataclasses.asdict(LabelOptions())
+        chosen = {key: value for key, value in labels.items() if value != usual[key]}
+        return {**values, **chosen, **ratios}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,6 +121,17 @@ def recipe_of(command: str, values: Mapping[str, Any]) -> dict[str, Any]:
         for key, value in sorted(values.items())
         if value not in (None, (), False)
     }
+
+
+def with_renames(options: AdaptOptions, file: str | None) -> AdaptOptions:
+    """Read the file of ``--rename``, if there is one."""
+    if file is None:
+        return options
+    from utils.adapters.renames import load_renames
+
+    renames = load_renames(given_path(file), options.labels.delimiter)
+    labels = dataclasses.replace(options.labels, renames=renames)
+    return dataclasses.replace(options, labels=labels)
 
 
 def check_target(
@@ -192,6 +206,8 @@ def adapt_table(
     UserError
         No row or only one class is left, the delimiter is wrong, …
     """
+    import pyarrow as pa
+
     from utils.adapters.columns import encoded, refuse_nested, texts_of
 
     replaced = check_target(layout, name, source.recipe, options)
@@ -199,10 +215,18 @@ def adapt_table(
     texts, control = texts_of(table, columns.text)
     labels = labels or labels_of(table, columns.classes, options.labels)
     given, notes = _given_split(table, columns.split)
-    drops = Drops.none(len(texts), source.broken)
+    repeated = 0
+    if labels.source_row is not None:
+        repeated = len(labels.source_row) - len(texts)
+        texts = texts.take(pa.array(labels.source_row))
+        given = None if given is None else given[labels.source_row]
+    drops = Drops.none(len(texts), source.broken, repeated)
     text_codes, _ = encoded(texts)
-    _drop_unusable(drops, texts, labels, given)
-    _drop_rest(drops, text_codes, labels, given, options)
+    drop_unusable(drops, texts, labels, given)
+    drop_rest(
+        drops, text_codes, labels, given, keep_duplicates=options.keep_duplicates,
+        min_class_size=options.min_class_size, proportion=options.proportion, seed=options.seed,
+    )  # fmt: skip
     _check_left(drops, labels, options, source.notes)
     rows = np.flatnonzero(drops.keep)
     paths, numbers = labels.path_of_row[rows], text_codes[rows]
@@ -219,7 +243,8 @@ def adapt_table(
             "encodings": list(source.encodings), "broken_at": list(source.broken_at),
             "control_characters": control, "ambiguous_texts": _ambiguous(numbers, paths),
         },
-        notes=[*source.notes, *notes, *_notes(labels, splits, hierarchy, options)],
+        notes=[*source.notes, *notes, *_notes(labels, splits, hierarchy, options),
+               *vanished_note(labels, drops.keep, options.min_class_size)],
     )  # fmt: skip
     folder = write_dataset(layout, name, hierarchy, splits, report)
     files = [folder / HIERARCHY, folder / REPORT, *(folder / f"{side}.parquet" for side in SPLITS)]
@@ -252,58 +277,6 @@ def _given_split(table: pa.Table, column: str | None) -> tuple[NDArray[np.int64]
 def _side_of(value: str) -> int:
     match = _SPLIT_WORD.search(value.lower())
     return _SIDES[match.group(1)] if match else -1
-
-
-def _drop_unusable(
-    drops: Drops, texts: pa.Array, labels: Labels, sides: NDArray[np.int64] | None
-) -> None:
-    import pyarrow.compute as pc
-
-    drops.drop("empty_text", pc.equal(texts, "").to_numpy(zero_copy_only=False))
-    for reason, code in (("empty_path", EMPTY), ("broken_path", BROKEN), ("no_parent", ORPHAN)):
-        drops.drop(reason, labels.path_of_row == code)
-    if sides is not None:
-        drops.drop("no_split", sides < 0)
-
-
-def _drop_rest(
-    drops: Drops,
-    text_codes: NDArray[np.int64],
-    labels: Labels,
-    given: NDArray[np.int64] | None,
-    options: AdaptOptions,
-) -> None:
-    """Leave out repeated rows, small classes, and what `proportion` does not want.
-
-    A given split may cost rows: texts stay on their first side, and val and test keep no class
-    that train does not have.
-    """
-    if given is not None:
-        drops.drop_kept("leaked", leaks(given[drops.keep], text_codes[drops.keep]))
-    if not options.keep_duplicates:
-        rows = np.flatnonzero(drops.keep)
-        drops.drop_kept("duplicate", _repeated(text_codes[rows], labels.path_of_row[rows]))
-    if options.min_class_size > 1:
-        paths = labels.path_of_row[drops.keep]
-        drops.drop_kept("small_class", np.bincount(paths)[paths] < options.min_class_size)
-    if options.proportion < 1:
-        kept = drops.keep
-        wanted = sample(
-            labels.path_of_row[kept], text_codes[kept], options.proportion, options.seed
-        )
-        drops.drop_kept("not_sampled", ~wanted)
-    if given is not None:
-        drops.drop_kept("unseen_class", unseen(given[drops.keep], labels.path_of_row[drops.keep]))
-
-
-def _repeated(texts: NDArray[np.int64], paths: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Rows whose text and path both stand in an earlier row."""
-    suspects = np.flatnonzero(np.bincount(texts, minlength=1)[texts] > 1)
-    keys = texts[suspects] * (int(paths.max(initial=0)) + 1) + paths[suspects]
-    repeated = np.zeros(len(texts), dtype=bool)
-    repeated[suspects] = True
-    repeated[suspects[np.unique(keys, return_index=True)[1]]] = False
-    return repeated
 
 
 def _check_left(drops: Drops, labels: Labels, options: AdaptOptions, notes: Sequence[str]) -> None:
@@ -378,14 +351,14 @@ def _split_table(texts: pa.Array, rows: NDArray[np.int64], codes: Ints) -> pa.Ta
 
 def _ambiguous(texts: NDArray[np.int64], paths: NDArray[np.int64]) -> int:
     """How many texts stand under several paths."""
-    distinct = ~_repeated(texts, paths)
+    distinct = ~repeated_rows(texts, paths)
     return int((np.bincount(texts[distinct], minlength=1) > 1).sum())
 
 
 def _notes(
     labels: Labels, splits: Mapping[str, pa.Table], hierarchy: Hierarchy, options: AdaptOptions
 ) -> list[str]:
-    notes = [labels.note] if labels.note else []
+    notes = list(labels.notes)
     empty = [side for side, part in splits.items() if not part.num_rows]
     if empty:
         notes.append(f"no rows for {' and '.join(empty)}: too few per class, or not in the split")

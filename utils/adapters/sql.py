@@ -14,6 +14,7 @@ from utils.adapters.pipeline import (
     adapt_table,
     check_target,
     recipe_of,
+    with_renames,
 )
 from utils.adapters.reading import select_columns
 from utils.adapters.sql_classes import ClassTree, class_tree, labels_by_id
@@ -38,10 +39,13 @@ class SqlOptions:
         Path of adapter_sql.json.
     split_column
         A column of the items that holds train, val or test.
+    rename
+        File with new names of classes.
     """
 
     config: Path
     split_column: str | None = None
+    rename: str | None = None
     adapt: AdaptOptions = field(default_factory=AdaptOptions)
 
 
@@ -56,7 +60,11 @@ def adapt_sql(
         Is told the rows read so far.
     """
     config = load_sql_config(options.config)
-    values = {**config.recipe(), **options.adapt.recipe(), "split_column": options.split_column}
+    adapt = with_renames(options.adapt, options.rename)
+    values = {
+        **config.recipe(), **options.adapt.recipe(), "split_column": options.split_column,
+        "rename": options.rename,
+    }  # fmt: skip
     recipe = recipe_of("sql", values)
     layout.dataset(name)  # refuses names that cannot be
     with open_session(config.connection) as session:
@@ -66,10 +74,10 @@ def adapt_sql(
             session, config, options.split_column, progress,
             lambda: check_target(layout, name, recipe, options.adapt),
         )  # fmt: skip
-    labels, strangers = labels_by_id(table[columns.classes[0]], tree, options.adapt.labels)
+    labels, strangers = labels_by_id(table[columns.classes[0]], tree, adapt.labels)
     source = Provenance(recipe=recipe, notes=(*nameless, *tree.notes, *strangers))
     return adapt_table(
-        table, columns, name=name, options=options.adapt, source=source, layout=layout,
+        table, columns, name=name, options=adapt, source=source, layout=layout,
         labels=labels,
     )  # fmt: skip
 

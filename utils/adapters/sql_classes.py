@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -10,8 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from utils.adapters.columns import encoded, strings
-from utils.adapters.labels import EMPTY, ORPHAN, LabelOptions, Labels, labels_of, tidied
+from utils.adapters.labels import EMPTY, ORPHAN, LabelOptions, Labels, labels_of
+from utils.adapters.several import JOIN
 from utils.errors import UserError
+from utils.names import tidy_name
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -160,10 +163,9 @@ class _Rows:
 
 def _distinct_rows(ids: Any, parents: Any, names: Any | None) -> _Rows:
     """One entry per class; rows that repeat one are fine, rows that contradict one are not."""
-    import pyarrow.compute as pc
 
     words = strings(ids if names is None else names).combine_chunks()
-    clean = pc.fill_null(tidied(words), "").to_pylist()
+    clean = [tidy_name(word or "") for word in words.to_pylist()]
     found: dict[str, tuple[str | None, str]] = {}
     for one, parent, name in zip(ids.to_pylist(), parents.to_pylist(), clean, strict=True):
         if one is None:
@@ -262,7 +264,7 @@ def labels_by_id(
     whole = (classes >= 0) & np.append(tree.whole, False)[classes]
     paths = [tree.path(one) if ok else [] for one, ok in zip(classes.tolist(), whole, strict=True)]
     table = pa.table({"path": pa.array(paths, pa.large_list(pa.large_string()))})
-    inner = labels_of(table, ("path",), options)
+    inner = labels_of(table, ("path",), dataclasses.replace(options, several_paths=JOIN))
     path_of_row = np.where(whole, inner.path_of_row, ORPHAN)[codes]
     path_of_row[pc.is_null(ids).to_numpy()] = EMPTY
     strangers = pc.unique(pc.drop_null(ids.filter(pc.is_null(found)))).to_pylist()
@@ -270,4 +272,4 @@ def labels_by_id(
         (f"class ids of items that no class has ({len(strangers):,}): {_some(strangers)}",)
         if strangers else ()
     )  # fmt: skip
-    return Labels(names=inner.names, paths=inner.paths, path_of_row=path_of_row), notes
+    return dataclasses.replace(inner, path_of_row=path_of_row), notes

@@ -1,0 +1,211 @@
+"""Labels that hold several values: found over the whole column, never joined into one path.
+
+A list, or a cell with a separator, may be one path (root first), several paths one after the
+other, or a set of names in any order. No single label shows which; all labels together do: where
+paths are joined, a path begins anew at a root, and where sets are written, names stand first in
+one label and later in another.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Sequence
+
+from utils.adapters.cells import Label, Path
+
+CHOICES = ("refuse", "first", "repeat", "drop", "join")
+REFUSE, FIRST, REPEAT, DROP, JOIN = CHOICES
+_SEPARATORS = ("\n", ";", "|", ",", "/", "+")
+_UNUSUAL = _SEPARATORS[:3]  # in names of classes
+_FEWEST_CELLS = 3
+
+
+def split_labels(
+    labels: Sequence[Label], delimiter: str | None, one_string: bool, levels: bool
+) -> tuple[list[Label], list[str]]:
+    """Divide labels that hold several values.
+
+    Parameters
+    ----------
+    one_string
+        Each label is a string that no delimiter divides.
+    levels
+        Each label comes from one column per level: doubts are noted, nothing is divided.
+
+    Returns
+    -------
+    labels, notes
+        Labels of several values have several paths, none of which is the beginning of another.
+    """
+    if one_string:
+        return [without_beginnings(one) for one in one_line(_split_strings(labels))], []
+    divided = one_line(_split_at_separators(labels, delimiter) if delimiter else labels)
+    paths = {whole(label[0]) for label in divided if len(label) == 1}
+    found, doubtful = _restarts({path for path in paths if path and all(path)})
+    if levels:
+        found, doubtful = {}, {*doubtful, *found}
+    divided = [found.get(whole(label[0]), label) if len(label) == 1 else label for label in divided]
+    return [without_beginnings(label) for label in divided], _doubts(doubtful)
+
+
+def one_line(labels: Iterable[Label]) -> list[Label]:
+    """Make line breaks within names spaces."""
+    return [
+        tuple(tuple(name.replace("\n", " ") for name in path) for path in label) for label in labels
+    ]
+
+
+def whole(path: Path) -> Path:
+    """Leave out empty names at the end, which are none."""
+    end = len(path)
+    while end and not path[end - 1]:
+        end -= 1
+    return path[:end]
+
+
+def without_beginnings(paths: Sequence[Path]) -> Label:
+    """Leave out repeated paths, and those that a longer one begins with."""
+    if len(paths) < 2:
+        return tuple(paths)
+    distinct = list(dict.fromkeys(map(whole, paths)))
+    begun = {path[:end] for path in distinct for end in range(len(path))}
+    return tuple(path for path in distinct if path not in begun) or tuple(paths[:1])
+
+
+def _doubts(paths: Collection[Path]) -> list[str]:
+    if not paths:
+        return []
+    return [
+        f"{len(paths):,} distinct labels, such as {' > '.join(min(paths))!r}, hold the root of "
+        "another path, or the names of another one in a different order: they are taken as one "
+        "path each"
+    ]
+
+
+def _split_strings(labels: Sequence[Label]) -> list[Label]:
+    """Divide flat labels at the separator at which they make sets, if there is one."""
+    for separator in _SEPARATORS:
+        lists = [_parts(label[0][0], separator) if label else () for label in labels]
+        several = {parts for parts in lists if len(parts) > 1}
+        if len(several) >= _FEWEST_CELLS and _are_sets({*filter(None, lists)}):
+            return [
+                tuple((part,) for part in parts) if len(parts) > 1 else label
+                for parts, label in zip(lists, labels, strict=True)
+            ]
+    return list(labels)
+
+
+def _parts(text: str, separator: str) -> Path:
+    return tuple(filter(None, map(str.strip, text.split(separator))))
+
+
+def _split_at_separators(labels: Sequence[Label], delimiter: str) -> list[Label]:
+    """Divide ``A > B; A > C``: after a separator a path begins anew at a known root."""
+    result = list(labels)
+    cells = {whole(label[0]) for label in labels if len(label) == 1} - {()}
+    for separator in _SEPARATORS:
+        if separator not in delimiter:
+            roots = {path[0].split(separator)[0].strip() for path in cells} - {""}
+            known = {(root,) for root in roots} if separator in _UNUSUAL else cells
+            result = [
+                _separated(label[0], separator, roots, known) if len(label) == 1 else label
+                for label in result
+            ]
+    return result
+
+
+def _separated(
+    path: Path, separator: str, roots: Collection[str], known: Collection[Path]
+) -> Label:
+    """Divide one path, if each piece is known or goes on from a root."""
+    if not any(separator in name for name in path):
+        return (path,)
+    pieces: list[list[str]] = [[]]
+    for name in path:
+        first, *others = name.split(separator)
+        pieces[-1].append(first.strip())
+        pieces.extend([other.strip()] for other in others)
+    paths = tuple(tuple(piece) for piece in pieces if any(piece))
+    sure = all(one in known or (len(one) > 1 and one[0] in roots) for one in paths)
+    return paths if paths and sure else (path,)
+
+
+def _are_sets(paths: Collection[Path]) -> bool:
+    """Whether lists of names are sets: their order says nothing.
+
+    Names that stand first in one list stand later in others, or the same names come in several
+    orders. Names that repeat side by side are numbers within a level instead.
+    """
+    several = [path for path in paths if len(path) > 1]
+    if not several or _numbered_by_level(several):
+        return False
+    firsts = {path[0] for path in paths}
+    mixed = [path for path in several if any(n in firsts and n != path[0] for n in path[1:])]
+    later = [name in firsts for path in mixed for name in path[1:]]
+    return 4 * len(_turned(several)) >= len(several) or (
+        2 * len(mixed) > len(several) and 2 * sum(later) > len(later)
+    )
+
+
+def _turned(paths: Iterable[Path]) -> set[Path]:
+    """Lists whose members another list has in another order."""
+    orders: defaultdict[tuple[str, ...], set[Path]] = defaultdict(set)
+    for path in paths:
+        orders[tuple(sorted(path))].add(path)
+    return {path for same in orders.values() if len(same) > 1 for path in same}
+
+
+def _numbered_by_level(paths: Collection[Path]) -> bool:
+    """Whether more than a hundredth of the lists repeat a name side by side."""
+    repeats = sum(any(map(str.__eq__, path, path[1:])) for path in paths)
+    return 100 * repeats > len(paths)
+
+
+def _restarts(paths: Collection[Path]) -> tuple[dict[Path, Label], set[Path]]:
+    """Find the lists that are sets, or several paths one after the other.
+
+    Returns
+    -------
+    found, doubtful
+        The values of each such list; and lists that might be such, but more likely are paths in
+        which the name of a root occurs again.
+    """
+    several = [path for path in paths if len(path) > 1]
+    if _are_sets(paths):
+        return {path: tuple((name,) for name in path) for path in several}, set()
+    turned = _turned(several)
+    roots = {path[0] for path in paths}
+    cuts = {path: _cut(path, roots, paths) for path in several}
+    cut = {path: pieces for path, pieces in cuts.items() if len(pieces) > 1}
+    if _numbered_by_level(several):
+        return {}, set()
+    if not cut:
+        return {}, turned
+    plain = [path for path in paths if path not in cut]
+    inner = {path[:end] for path in plain for end in range(1, len(path))}
+    known = inner.union(plain)
+    ends = set(plain) - inner
+    sure = {
+        path: pieces
+        for path, pieces in cut.items()
+        if pieces[-1] in known and all(piece in ends for piece in pieces[:-1])
+    }
+    if 2 * len(sure) >= len(cut) or 2 * len(cut) >= len(several):
+        return cut, set()
+    return sure, (set(cut) | turned) - set(sure)
+
+
+def _cut(path: Path, roots: Collection[str], paths: Collection[Path]) -> Label:
+    """Cut a list where it begins anew at a root; whole where a piece would be no path.
+
+    A piece of one name is a path only if it is a label elsewhere, and ``Home > Garden > Home``
+    is one path: its last name is where it began.
+    """
+    starts = [place for place, name in enumerate(path) if not place or name in roots]
+    pieces = tuple(
+        path[start:end] for start, end in zip(starts, [*starts[1:], len(path)], strict=True)
+    )
+    begun = [piece[0] for piece in pieces]
+    if any(len(one) == 1 and (one not in paths or begun.count(one[0]) > 1) for one in pieces):
+        return (path,)
+    return pieces
