@@ -673,3 +673,29 @@ def test_the_example_in_the_docs(
     result = CliRunner().invoke(adapt.main, block.strip().splitlines()[-1].split()[2:])
     assert result.exit_code == 0, result.output
     assert ("cordless drill", ("Tools", "Drills")) in found(layout)
+
+
+def test_names_are_tidied_folded_and_renamed(layout: Layout, tmp_path: Path) -> None:
+    classes: list[Row] = [
+        (1, None, "Caf\u200be"), (2, None, "CAFE"), (3, 1, "A &amp; B"), (4, 2, "A & B"),
+        (5, 1, "N/A"), (6, 1, "Tee\xad"), (7, 1, "path"),
+    ]  # fmt: skip
+    counts = [9, 1, 8, 2, 7, 6, 5]
+    ids = [number for number, count in enumerate(counts, 1) for _ in range(count)]
+    items = [(n, f"Item {n}", number, 0.5) for n, number in enumerate(ids)]
+    database(tmp_path / "shop.db", items, classes)
+    adapted(config(tmp_path))
+    notes = " ".join(report_of(layout)["notes"])
+    assert "'CAFE' / 'Cafe'" in notes
+    assert "'N/A' (7 rows)" in notes
+    assert "'path'" not in notes
+    (tmp_path / "r.csv").write_text("old,new\nCafe > Tee,Tea\n", encoding="utf-8")
+    adapted(
+        config(tmp_path), "--fold", "case,entities", "--missing", "n/a", "--rename",
+        str(tmp_path / "r.csv"), "--force",
+    )  # fmt: skip
+    paths = {path for _, path in rows_of(load_dataset(layout, "shop"))}
+    assert paths == {("Cafe",), ("Cafe", "A & B"), ("Cafe", "Tea"), ("Cafe", "path")}
+    ragged = report_of(layout)
+    assert ragged["rows"]["kept"] == len(items)
+    assert ragged["inner_share"] == pytest.approx(17 / 38, abs=1e-6)

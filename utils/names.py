@@ -51,13 +51,14 @@ def tidy_name(name: str) -> str:
     space of any kind and length becomes one space, and none at the ends. Joiners stay where
     they change what is drawn: in scripts that join their letters, and within emoji.
     """
-    if not (name.isascii() and name.isprintable()):
-        name = composed(visible(name))
-    return " ".join(name.split())
+    name = visible(name)
+    return " ".join((name if name.isascii() else composed(name)).split())
 
 
 def visible(text: str) -> str:
     """Take out what cannot be seen; spaces other than ASCII's become plain ones."""
+    if text.isascii() and text.isprintable():
+        return text
     text = _UNSEEN_OR_FLAG.sub(lambda match: match[1] or "", text)
     text = _JOINERS.sub(_needed_joiner, text)
     return "".join(

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 Path: TypeAlias = tuple[str, ...]
 Label: TypeAlias = tuple[Path, ...]  # the paths of one cell; none where the cell is no label
+MAX_DEPTH = 32
 _COMMON = (" > ", " >> ", ">>", ">", " / ", "/", "|", " - ", "::", ":", ";", ",", "\\", ".")
 _BRACKETS = {"[": "]", "(": ")", "{": "}"}
 _QUOTED = r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from utils.adapters.cells import Label, Path, delimiter_hint, read_cells
+from utils.adapters.cells import MAX_DEPTH, Label, Path, delimiter_hint, read_cells
 from utils.adapters.lookalikes import missing_note, one_spelling
 from utils.adapters.renames import Renames, renamed, unused_note
 from utils.adapters.several import (
@@ -30,7 +30,6 @@ from utils.names import tidy_name
 if TYPE_CHECKING:
     import pyarrow as pa
 
-MAX_DEPTH = 32
 EMPTY, BROKEN, ORPHAN, SEVERAL = -1, -2, -3, -4
 GAPS = ("drop", "close", "stop")
 _, CLOSE, STOP = GAPS
@@ -109,8 +108,18 @@ class Labels:
     notes: tuple[str, ...] = ()
 
 
-def labels_of(table: pa.Table, columns: Sequence[str], options: LabelOptions) -> Labels:
+def labels_of(
+    table: pa.Table,
+    columns: Sequence[str],
+    options: LabelOptions,
+    counts: NDArray[np.int64] | None = None,
+) -> Labels:
     """Read the label columns of a table.
+
+    Parameters
+    ----------
+    counts
+        How many rows each row of the table stands for, if not for one.
 
     Raises
     ------
@@ -129,7 +138,7 @@ def labels_of(table: pa.Table, columns: Sequence[str], options: LabelOptions) ->
         )
     if cells.one_string and (hint := delimiter_hint(labels)):
         notes.append(hint)
-    weights = np.bincount(cells.rows, minlength=len(labels)).tolist()
+    weights = np.bincount(cells.rows, counts, minlength=len(labels)).astype(int).tolist()
     labels, parents, more = _with_final_names(labels, weights, options)
     notes += [*more, *missing_note(_rows_of_names(labels, weights), columns)]
     found = [_final_paths(label, options, parents) for label in labels]

@@ -136,8 +136,7 @@ def _difference(name: str, other: str) -> tuple[str, ...]:
 
 def missing_note(rows: Mapping[str, int], columns: Collection[str]) -> list[str]:
     """Note names that say that there is none, or that repeat the header."""
-    headers = {column.casefold() for column in columns}
-    found = [name for name in rows if name.casefold() in MISSING or name.casefold() in headers]
+    found = [name for name in rows if name.casefold() in MISSING or name in columns]
     if not found:
         return []
     shown = _some([f"{name!r} ({rows[name]:,} rows)" for name in found])

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path as FilePath
 from typing import TypeAlias
 
-from utils.adapters.cells import Path
+from utils.adapters.cells import MAX_DEPTH, Path
 from utils.adapters.columns import strings, without_nulls
 from utils.adapters.reading import ReadOptions, open_reader
 from utils.adapters.sources import open_source
@@ -72,7 +72,7 @@ def renamed(path: Path, rules: Renames, used: set[Path]) -> Path:
     used
         Gets the rules that were applied.
     """
-    for end in range(len(path), 1, -1):
+    for end in range(min(len(path), MAX_DEPTH), 1, -1):
         new = rules.get(path[:end])
         if new is not None:
             used.add(path[:end])

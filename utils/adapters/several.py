@@ -8,7 +8,10 @@ one label and later in another.
 
 from __future__ import annotations
 
-from collections import defaultdict
+import bisect
+import itertools
+import re
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Sequence
 
 from utils.adapters.cells import Label, Path
@@ -17,6 +20,7 @@ CHOICES = ("refuse", "first", "repeat", "drop", "join")
 REFUSE, FIRST, REPEAT, DROP, JOIN = CHOICES
 _SEPARATORS = ("\n", ";", "|", ",", "/", "+")
 _UNUSUAL = _SEPARATORS[:3]  # in names of classes
+_NUMBERS = re.compile(r"[\d ]*")
 _FEWEST_CELLS = 3
 
 
@@ -67,9 +71,14 @@ def without_beginnings(paths: Sequence[Path]) -> Label:
     """Leave out repeated paths, and those that a longer one begins with."""
     if len(paths) < 2:
         return tuple(paths)
-    distinct = list(dict.fromkeys(map(whole, paths)))
-    begun = {path[:end] for path in distinct for end in range(len(path))}
+    distinct = [path for path in dict.fromkeys(map(whole, paths)) if path]
+    begun = _beginnings(distinct)
     return tuple(path for path in distinct if path not in begun) or tuple(paths[:1])
+
+
+def _beginnings(paths: Iterable[Path]) -> set[Path]:
+    """The paths with which others begin: in sorted order one of these comes next."""
+    return {path for path, other in itertools.pairwise(sorted(paths)) if other[: len(path)] == path}
 
 
 def _doubts(paths: Collection[Path]) -> list[str]:
@@ -84,7 +93,8 @@ def _doubts(paths: Collection[Path]) -> list[str]:
 
 def _split_strings(labels: Sequence[Label]) -> list[Label]:
     """Divide flat labels at the separator at which they make sets, if there is one."""
-    for separator in _SEPARATORS:
+    numbers = all(not label or _NUMBERS.fullmatch(label[0][0]) for label in labels)
+    for separator in (*_SEPARATORS, " ") if numbers else _SEPARATORS:
         lists = [_parts(label[0][0], separator) if label else () for label in labels]
         several = {parts for parts in lists if len(parts) > 1}
         if len(several) >= _FEWEST_CELLS and _are_sets({*filter(None, lists)}):
@@ -104,7 +114,8 @@ def _split_at_separators(labels: Sequence[Label], delimiter: str) -> list[Label]
     result = list(labels)
     cells = {whole(label[0]) for label in labels if len(label) == 1} - {()}
     for separator in _SEPARATORS:
-        if separator not in delimiter:
+        used = any(separator in name for path in cells for name in path)
+        if used and separator not in delimiter:
             roots = {path[0].split(separator)[0].strip() for path in cells} - {""}
             known = {(root,) for root in roots} if separator in _UNUSUAL else cells
             result = [
@@ -134,17 +145,18 @@ def _are_sets(paths: Collection[Path]) -> bool:
     """Whether lists of names are sets: their order says nothing.
 
     Names that stand first in one list stand later in others, or the same names come in several
-    orders. Names that repeat side by side are numbers within a level instead.
+    orders. Within a set no name repeats.
     """
     several = [path for path in paths if len(path) > 1]
-    if not several or _numbered_by_level(several):
+    repeats = sum(len(set(path)) < len(path) for path in several)
+    if not several or 100 * repeats > len(several):
         return False
     firsts = {path[0] for path in paths}
     mixed = [path for path in several if any(n in firsts and n != path[0] for n in path[1:])]
     later = [name in firsts for path in mixed for name in path[1:]]
-    return 4 * len(_turned(several)) >= len(several) or (
-        2 * len(mixed) > len(several) and 2 * sum(later) > len(later)
-    )
+    if 2 * sum(later) <= len(later) and mixed:
+        return False  # few of the later names begin a list: paths, one after the other
+    return 2 * len(mixed) > len(several) or 4 * len(_turned(several)) >= len(several)
 
 
 def _turned(paths: Iterable[Path]) -> set[Path]:
@@ -156,7 +168,10 @@ def _turned(paths: Iterable[Path]) -> set[Path]:
 
 
 def _numbered_by_level(paths: Collection[Path]) -> bool:
-    """Whether more than a hundredth of the lists repeat a name side by side."""
+    """Whether more than a hundredth of the lists repeat a name side by side.
+
+    Joined paths do not, but numbers that count within each level do: 1, 1 is the first of 1.
+    """
     repeats = sum(any(map(str.__eq__, path, path[1:])) for path in paths)
     return 100 * repeats > len(paths)
 
@@ -181,18 +196,23 @@ def _restarts(paths: Collection[Path]) -> tuple[dict[Path, Label], set[Path]]:
         return {}, set()
     if not cut:
         return {}, turned
-    plain = [path for path in paths if path not in cut]
-    inner = {path[:end] for path in plain for end in range(1, len(path))}
-    known = inner.union(plain)
-    ends = set(plain) - inner
+    plain = sorted(path for path in paths if path not in cut)
+    ends = set(plain) - _beginnings(plain)
     sure = {
         path: pieces
         for path, pieces in cut.items()
-        if pieces[-1] in known and all(piece in ends for piece in pieces[:-1])
+        if min(map(len, pieces)) > 1
+        and _begins_any(pieces[-1], plain)
+        and all(piece in ends for piece in pieces[:-1])
     }
-    if 2 * len(sure) >= len(cut) or 2 * len(cut) >= len(several):
+    if 2 * len(sure) >= len(cut) or 4 * len(cut) >= len(several):
         return cut, set()
     return sure, (set(cut) | turned) - set(sure)
+
+
+def _begins_any(path: Path, ordered: Sequence[Path]) -> bool:
+    place = bisect.bisect_left(ordered, path)
+    return place < len(ordered) and ordered[place][: len(path)] == path
 
 
 def _cut(path: Path, roots: Collection[str], paths: Collection[Path]) -> Label:
@@ -205,7 +225,7 @@ def _cut(path: Path, roots: Collection[str], paths: Collection[Path]) -> Label:
     pieces = tuple(
         path[start:end] for start, end in zip(starts, [*starts[1:], len(path)], strict=True)
     )
-    begun = [piece[0] for piece in pieces]
-    if any(len(one) == 1 and (one not in paths or begun.count(one[0]) > 1) for one in pieces):
+    begun = Counter(piece[0] for piece in pieces)
+    if any(len(one) == 1 and (one not in paths or begun[one[0]] > 1) for one in pieces):
         return (path,)
     return pieces

@@ -263,8 +263,9 @@ def labels_by_id(
     classes = used.to_numpy(zero_copy_only=False).astype(np.int64)
     whole = (classes >= 0) & np.append(tree.whole, False)[classes]
     paths = [tree.path(one) if ok else [] for one, ok in zip(classes.tolist(), whole, strict=True)]
-    table = pa.table({"path": pa.array(paths, pa.large_list(pa.large_string()))})
-    inner = labels_of(table, ("path",), dataclasses.replace(options, several_paths=JOIN))
+    table = pa.table({"": pa.array(paths, pa.large_list(pa.large_string()))})
+    single = dataclasses.replace(options, several_paths=JOIN)
+    inner = labels_of(table, ("",), single, np.bincount(codes, minlength=len(paths)))
     path_of_row = np.where(whole, inner.path_of_row, ORPHAN)[codes]
     path_of_row[pc.is_null(ids).to_numpy()] = EMPTY
     strangers = pc.unique(pc.drop_null(ids.filter(pc.is_null(found)))).to_pylist()
