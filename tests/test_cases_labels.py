@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from tests.test_adapt_flat import flat, report_of, rows_of
@@ -23,7 +25,7 @@ pytestmark = pytest.mark.skipif(not CASES.is_dir(), reason="no folder of cases")
 )
 def test_two_paths_in_a_list_are_never_joined(options: tuple[str, ...], layout: Layout) -> None:
     name, *given = options
-    command = [CASES / "list_of_paths" / name, "d", "-t", "doc", *given]
+    command: list[str | Path] = [CASES / "list_of_paths" / name, "d", "-t", "doc", *given]
     refused = flat(*command)
     assert refused.exit_code == 1
     assert "15 of 60 rows hold several paths" in refused.output

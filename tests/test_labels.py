@@ -136,9 +136,10 @@ def test_sets_are_no_paths(
         [("comp", "os", "misc"), ("misc", "forsale"), ("talk", "misc"), ("rec", "autos")],
         [("Women", "Shoes"), ("Men", "Shoes"), ("Shoes", "Care"), ("Men", "Hats"), ("Home", "A")],
         list(itertools.product("123", "1234", "12345")),
+        list(itertools.product("12", "123", "12345", "123456")),
     ],
     ids=["ends as it began", "and a root below", "root inside", "child like its parent", "misc",
-         "one name under all", "numbers within levels"],
+         "one name under all", "numbers within levels", "numbers within four levels"],
 )  # fmt: skip
 def test_one_path_that_repeats_names_is_one_path(paths: list[tuple[str, ...]]) -> None:
     for values, delimiter in (
@@ -195,7 +196,7 @@ def test_rows_of_several_paths_are_counted(layout: Layout, tmp_path: Path) -> No
     rows = [(f"text {i}", "A > B; C > D" if i % 4 == 0 else "A > B" if i % 4 == 1 else "C > D")
             for i in range(40)]  # fmt: skip
     file = write(tmp_path / "t.csv", [("t", "c"), *rows])
-    command = [file, "d", "-t", "t", "-c", "c", "--delimiter", " > "]
+    command: list[str | Path] = [file, "d", "-t", "t", "-c", "c", "--delimiter", " > "]
     refused = flat(*command)
     assert refused.exit_code == 1
     assert "10 of 40 rows" in refused.output
@@ -294,7 +295,7 @@ def test_lookalike_names_are_noted_and_folded(kind: str, layout: Layout, tmp_pat
 def test_several_kinds_of_difference_at_several_levels(layout: Layout, tmp_path: Path) -> None:
     values = ["Home > Tea &amp; Co", "home > tea & co", "HOME > Tea&Co", "Home > Pans"] * 3
     file = write(tmp_path / "t.csv", [("t", "c"), *((f"t{i}", c) for i, c in enumerate(values))])
-    command = [file, "d", "-t", "t", "-c", "c", "--delimiter", " > "]
+    command: list[str | Path] = [file, "d", "-t", "t", "-c", "c", "--delimiter", " > "]
     assert flat(*command).exit_code == 0
     notes = " ".join(report_of(layout)["notes"])
     assert "'HOME' / 'home'" in notes
