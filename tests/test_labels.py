@@ -91,23 +91,24 @@ def sets(ordered: bool, smallest: int, seed: int = 0) -> list[list[str]]:
     drawn = [
         generator.permutation(10)[: generator.integers(smallest, 4)].tolist() for _ in range(400)
     ]
-    return [[str(n) for n in (sorted(one) if ordered else one)] for one in drawn]
+    return [[f"n{n}" for n in (sorted(one) if ordered else one)] for one in drawn]
 
 
 SETS: dict[str, tuple[Callable[[list[str]], object], str | None]] = {
     "list": (list, None),
-    "numbers": (lambda row: [int(n) for n in row], None),
+    "numbers": (lambda row: [int(n[1:]) for n in row], None),
     "JSON": (json.dumps, None),
     "Python set": (lambda row: repr(set(row)), None),
     "Python tuple": (lambda row: repr(tuple(row)), None),
     "Java": (lambda row: f"[{', '.join(row)}]", None),
     "PostgreSQL": (lambda row: f"{{{','.join(row)}}}", None),
-    "NumPy": (lambda row: f"[{' '.join(row)}]", None),
+    "NumPy": (lambda row: f"[{' '.join(row).replace('n', '')}]", None),
     "commas": (",".join, None),
     "bars": ("|".join, None),
     "semicolons": ("; ".join, None),
     "slashes": (" / ".join, None),
-    "spaces": (" ".join, None),
+    "spaces": (lambda row: " ".join(row).replace("n", ""), None),
+    "numbers with commas": (lambda row: ",".join(row).replace("n", ""), None),
     "lines": ("\n".join, None),
     "a delimiter": (",".join, ","),
 }
@@ -123,7 +124,8 @@ def test_sets_are_no_paths(
     with pytest.raises(UserError, match=f"^{sum(len(row) > 1 for row in rows)} of 400 rows"):
         labels(values, delimiter=delimiter)
     repeated = paths_of(values, delimiter=delimiter, several_paths="repeat")
-    assert sorted(repeated) == sorted((name,) for row in rows for name in row)
+    found = sorted(f"n{path[0].removeprefix('n')}" for path in repeated if isinstance(path, tuple))
+    assert found == sorted(name for row in rows for name in row)
 
 
 @pytest.mark.parametrize(
@@ -136,7 +138,7 @@ def test_sets_are_no_paths(
         [("comp", "os", "misc"), ("misc", "forsale"), ("talk", "misc"), ("rec", "autos")],
         [("Women", "Shoes"), ("Men", "Shoes"), ("Shoes", "Care"), ("Men", "Hats"), ("Home", "A")],
         list(itertools.product("123", "1234", "12345")),
-        list(itertools.product("12", "123", "12345", "123456")),
+        list(itertools.product("123", "123456789", "123", "123456789")),
     ],
     ids=["ends as it began", "and a root below", "root inside", "child like its parent", "misc",
          "one name under all", "numbers within levels", "numbers within four levels"],

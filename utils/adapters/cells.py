@@ -104,7 +104,10 @@ def _unpacked_cells(cells: Sequence[str]) -> tuple[list[Label], bool]:
     labels, lists
         Whether any cell holds a list.
     """
-    loose = all(cell[-1:] == _BRACKETS.get(cell[:1]) for cell in map(str.strip, cells) if cell)
+    full = [cell for cell in map(str.strip, cells) if cell]
+    loose = all(cell[-1] == _BRACKETS.get(cell[0]) for cell in full) and any(
+        "," in cell for cell in full
+    )
     labels, lists = [], False
     for cell in cells:
         inside = cell.strip()
@@ -158,7 +161,7 @@ def _literal(cell: str) -> Any:
 
 def _unquoted(inside: str) -> list[str] | None:
     """Read names between commas, as Java and PostgreSQL write lists."""
-    if not re.search(r"[,\"]", inside) or re.search(r"[\[\]{}':]", inside):
+    if re.search(r"[\[\]{}':]", inside):
         return None
     return [item.strip().strip('"') for item in inside.split(",")]
 
