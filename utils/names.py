@@ -52,7 +52,7 @@ def tidy_name(name: str) -> str:
     they change what is drawn: in scripts that join their letters, and within emoji.
     """
     name = visible(name)
-    return " ".join((name if name.isascii() else composed(name)).split())
+    return " ".join((name if name.isascii() else normalise("NFC", name)).split())
 
 
 def visible(text: str) -> str:
