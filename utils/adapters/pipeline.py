@@ -206,8 +206,6 @@ def adapt_table(
     UserError
         No row or only one class is left, the delimiter is wrong, …
     """
-    import pyarrow as pa
-
     from utils.adapters.columns import encoded, refuse_nested, texts_of
 
     replaced = check_target(layout, name, source.recipe, options)
@@ -215,18 +213,10 @@ def adapt_table(
     texts, control = texts_of(table, columns.text)
     labels = labels or labels_of(table, columns.classes, options.labels)
     given, notes = _given_split(table, columns.split)
-    repeated = 0
-    if labels.source_row is not None:
-        repeated = len(labels.source_row) - len(texts)
-        texts = texts.take(pa.array(labels.source_row))
-        given = None if given is None else given[labels.source_row]
-    drops = Drops.none(len(texts), source.broken, repeated)
+    texts, given, repeated = _with_repeated_rows(texts, given, labels)
     text_codes, _ = encoded(texts)
-    drop_unusable(drops, texts, labels, given)
-    drop_rest(
-        drops, text_codes, labels, given, keep_duplicates=options.keep_duplicates,
-        min_class_size=options.min_class_size, proportion=options.proportion, seed=options.seed,
-    )  # fmt: skip
+    drops = Drops.none(len(texts), source.broken, repeated)
+    _drop_rows(drops, texts, text_codes, labels, given, options)
     _check_left(drops, labels, options, source.notes)
     rows = np.flatnonzero(drops.keep)
     paths, numbers = labels.path_of_row[rows], text_codes[rows]
@@ -243,13 +233,40 @@ def adapt_table(
             "encodings": list(source.encodings), "broken_at": list(source.broken_at),
             "control_characters": control, "ambiguous_texts": _ambiguous(numbers, paths),
         },
-        notes=[*source.notes, *notes, *_notes(labels, splits, hierarchy, options),
-               *vanished_note(labels, drops.keep, options.min_class_size)],
+        notes=[*source.notes, *notes, *_notes(labels, drops.keep, splits, hierarchy, options)],
     )  # fmt: skip
     folder = write_dataset(layout, name, hierarchy, splits, report)
     files = [folder / HIERARCHY, folder / REPORT, *(folder / f"{side}.parquet" for side in SPLITS)]
     dvc.add(layout.root, files, options.dvc)
     return {**report, "replaced": replaced, "folder": str(folder)}
+
+
+def _with_repeated_rows(
+    texts: pa.Array, given: NDArray[np.int64] | None, labels: Labels
+) -> tuple[pa.Array, NDArray[np.int64] | None, int]:
+    """Repeat texts and sides for rows of several paths, and count the rows that this adds."""
+    import pyarrow as pa
+
+    source = labels.source_row
+    if source is None:
+        return texts, given, 0
+    repeated = texts.take(pa.array(source))
+    return repeated, None if given is None else given[source], len(source) - len(texts)
+
+
+def _drop_rows(
+    drops: Drops,
+    texts: pa.Array,
+    text_codes: NDArray[np.int64],
+    labels: Labels,
+    given: NDArray[np.int64] | None,
+    options: AdaptOptions,
+) -> None:
+    drop_unusable(drops, texts, labels, given)
+    drop_rest(
+        drops, text_codes, labels, given, keep_duplicates=options.keep_duplicates,
+        min_class_size=options.min_class_size, proportion=options.proportion, seed=options.seed,
+    )  # fmt: skip
 
 
 def _given_split(table: pa.Table, column: str | None) -> tuple[NDArray[np.int64] | None, list[str]]:
@@ -356,9 +373,13 @@ def _ambiguous(texts: NDArray[np.int64], paths: NDArray[np.int64]) -> int:
 
 
 def _notes(
-    labels: Labels, splits: Mapping[str, pa.Table], hierarchy: Hierarchy, options: AdaptOptions
+    labels: Labels,
+    keep: NDArray[np.bool_],
+    splits: Mapping[str, pa.Table],
+    hierarchy: Hierarchy,
+    options: AdaptOptions,
 ) -> list[str]:
-    notes = list(labels.notes)
+    notes = [*labels.notes, *vanished_note(labels, keep, options.min_class_size)]
     empty = [side for side, part in splits.items() if not part.num_rows]
     if empty:
         notes.append(f"no rows for {' and '.join(empty)}: too few per class, or not in the split")
