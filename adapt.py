@@ -134,10 +134,11 @@ def flat(paths: tuple[str, ...], name: str, **values: Any) -> None:
     Lines like "NUM:date When was …?":
       adapt.py flat "*.label" trec -t text -c coarse,fine \\
         --lines "(?P<coarse>[A-Z]+):(?P<fine>[a-z]+) (?P<text>.+)"
-    A folder of files whose folders' names hold the class, as in data/label=Toys/part-0.parquet:
+    A folder whose folders' names hold the class (data/label=Toys/part-0.parquet):
       adapt.py flat data shop -t title -c label
     Classes by number, with their names in another table:
-      adapt.py flat items.csv shop -t title -c category --lookup category=names.csv:id:name
+      adapt.py flat items.csv shop -t title -c category \\
+      --lookup category=names.csv:id:name
 
     Unusable rows are counted by reason, never dropped in silence. Running the same command again
     replaces its dataset; another command must say --force.
