@@ -138,7 +138,7 @@ def flat(paths: tuple[str, ...], name: str, **values: Any) -> None:
       adapt.py flat data shop -t title -c label
     Classes by number, with their names in another table:
       adapt.py flat items.csv shop -t title -c category \\
-      --lookup category=names.csv:id:name
+        --lookup category=names.csv:id:name
 
     Unusable rows are counted by reason, never dropped in silence. Running the same command again
     replaces its dataset; another command must say --force.
