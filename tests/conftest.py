@@ -9,6 +9,7 @@ from pathlib import Path
 # Tests run side by side on tiny models: more threads each would only stand in each other's way.
 # Read when torch is imported, so before the imports below.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.pop("COLUMNS", None)  # some ways to run tests set it, and tables would follow it
 
 import numpy as np
 import pytest

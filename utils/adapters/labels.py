@@ -74,9 +74,7 @@ class LabelOptions:
 
     def __post_init__(self) -> None:
         if self.drop_names is not None:
-            import pyarrow as pa
-
-            _matching(pa.array([""]), self.drop_names)  # before anything is read
+            _matching([""], self.drop_names)  # before anything is read
 
 
 @dataclass(frozen=True, kw_only=True)
