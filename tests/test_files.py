@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from utils.errors import UserError, unknown
-from utils.files import atomic_dir, atomic_path, followed, link, read_json, write_json
+from utils.files import atomic_dir, atomic_path, explained, followed, link, read_json, write_json
 from utils.paths import PROJECT_ROOT, Layout, given_path
 
 
@@ -95,6 +96,15 @@ def test_what_cannot_be_written_is_one_line(tmp_path: Path) -> None:
         temporary.write_text("x")
         raise OSError(28, "No space left on device")
     assert names(tmp_path) == ["file"]
+
+
+def test_a_folder_that_cannot_be_copied_is_one_short_line(tmp_path: Path) -> None:
+    full = "[Errno 28] No space left on device: 'a' -> 'b'"
+    copies = [(f"from/{name}", f"to/{name}", full) for name in "abcdef"]
+    with pytest.raises(UserError) as caught, explained(tmp_path / "d"):
+        raise shutil.Error(copies)  # as copytree does
+    assert str(caught.value).startswith(f"Cannot write {tmp_path}/d: No space left on device. ")
+    assert len(str(caught.value)) < len(str(tmp_path)) + 100
 
 
 def test_what_cannot_be_written_in_the_current_folder_is_one_line(tmp_path, monkeypatch) -> None:

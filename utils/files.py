@@ -6,6 +6,7 @@ import ctypes
 import fcntl
 import json
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -37,7 +38,9 @@ def _sync(path: Path) -> None:
 
 
 def _refused(path: Path, error: OSError) -> UserError:
-    reason = error.strerror or str(error)
+    # shutil's own errors list all files that it could not copy, with a number in each reason
+    number = error.errno or next(map(int, re.findall(r"\[Errno (\d+)\]", str(error))), None)
+    reason = error.strerror or (os.strerror(number) if number else str(error))
     return UserError(f"Cannot write {path}: {reason}. Free some space or choose a writable place.")
 
 
