@@ -663,6 +663,21 @@ def test_a_forgotten_delimiter_is_pointed_out(layout: Layout, tmp_path: Path) ->
     assert "did you forget --delimiter ' > '" in result.output
 
 
+@pytest.mark.parametrize("option", ["refuse", "join"])
+def test_a_forgotten_delimiter_in_lists_of_one_path(
+    layout: Layout, tmp_path: Path, option: str
+) -> None:
+    cells = [[f"A >> {'BC'[i % 2]}"] for i in range(20)]
+    pd.DataFrame({"t": [f"text {i}" for i in range(20)], "c": map(json.dumps, cells)}).to_csv(
+        tmp_path / "d.csv", index=False
+    )
+    arguments = "-t", "t", "-c", "c", "--several-paths", option
+    result = flat(tmp_path / "d.csv", "d", *arguments)
+    assert result.exit_code == 0, result.output
+    assert "did you forget --delimiter ' >> '" in result.output
+    assert "forget" not in flat(tmp_path / "d.csv", "e", *arguments, "--delimiter", " >> ").output
+
+
 def test_works_from_another_folder(
     layout: Layout, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

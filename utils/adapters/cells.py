@@ -208,8 +208,9 @@ def _hold_paths(labels: Iterable[list[list[list[str]]]]) -> bool:
 
 
 def delimiter_hint(labels: Sequence[Label]) -> str | None:
-    """Say that labels of one string look like whole paths: nearly all hold one separator."""
+    """Say that labels of one name look like whole paths: most hold the same separator."""
+    names = [path[0] for label in labels for path in label[:1] if len(path) == 1]
     for candidate in (" >> ", " > ", ">>", ">", " / ", "|", "::"):
-        if 2 * sum(candidate in label[0][0] for label in labels if label) > len(labels):
+        if 2 * sum(candidate in name for name in names) > len(labels):
             return f"labels look like paths: did you forget --delimiter {candidate!r}?"
     return None

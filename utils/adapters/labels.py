@@ -134,7 +134,7 @@ def labels_of(
         labels, notes = split_labels(
             cells.labels, options.delimiter, cells.one_string, cells.levels
         )
-    if cells.one_string and (hint := delimiter_hint(labels)):
+    if not (options.delimiter or cells.levels) and (hint := delimiter_hint(labels)):
         notes.append(hint)
     weights = np.bincount(cells.rows, counts, minlength=len(labels)).astype(int).tolist()
     labels, parents, more = _with_final_names(labels, weights, options)
