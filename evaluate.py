@@ -79,7 +79,7 @@ def mapped(
     if not skip and (there < 0).any():
         raise UserError(
             f"Dataset {data.name!r} has the class {theirs.label(int(there.argmin()))!r}, which the "
-            f"tree of {owner} has not ({int((there < 0).sum())} such classes in all). Adapt it "
+            f"tree of {owner} lacks ({int((there < 0).sum())} such classes in all). Adapt it "
             "with the same classes, or leave their rows out with --skip-unknown."
         )
     if not skip and len(kept) < len(rows):

@@ -99,7 +99,7 @@ def report(count: Count, seconds: float, target: Path | None) -> None:
     if count.without_text:
         cli.note(f"Warning: {count.without_text:,} of {count.rows:,} rows have no text: no answer")
     speed, place = count.rows / max(seconds, 1e-9), target or "standard output"
-    cli.note(f"{count.rows:,} rows in {seconds:.1f} s ({speed:,.0f}/s): {place}")
+    cli.note(f"{cli.counted(count.rows, 'row')} in {seconds:.1f} s ({speed:,.0f}/s): {place}")
 
 
 EPILOG = """Examples:

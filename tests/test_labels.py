@@ -255,7 +255,7 @@ def test_rows_at_inner_classes_are_what_is_said(
     output = flat(file, "d", "-t", "t", "-c", "c", "--delimiter", " > ").output
     assert "deepest level" not in output
     assert (
-        "rows that end at a class which others go on from: 5.0%, at 1 classes" in output
+        "rows that end at a class which others go on from: 5.0%, at 1 class\n" in output
     ) == said
     assert report_of(layout)["inner_share"] == pytest.approx(inner / (95 + inner), abs=1e-6)
 

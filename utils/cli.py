@@ -195,9 +195,9 @@ def _cell(value: object) -> str:
     return str(value)
 
 
-def counted(number: int, one: str) -> str:
-    """A number of things: ``1 model``, ``1,000 models``."""
-    return f"{number:,} {one}{'' if number == 1 else 's'}"
+def counted(number: int, one: str, many: str | None = None) -> str:
+    """A number of things: ``1 model``, ``1,000 models``, or `many` where an *s* is not enough."""
+    return f"{number:,} {one if number == 1 else many or one + 's'}"
 
 
 def size(count: int | None) -> str:

@@ -114,7 +114,7 @@ def lookalike_notes(hierarchy: Hierarchy) -> list[str]:
         if name != other:
             twins[_difference(name, other)].append(f"{hierarchy.label(group[node])!r} / {name!r}")
     notes = [
-        f"{len(pairs)} sibling classes differ in {' and '.join(kinds)} only: {_some(pairs)}. "
+        f"sibling classes differ in {' and '.join(kinds)} only: {_some(pairs)}. "
         f"--fold {','.join(kinds)} makes them one"
         for kinds, pairs in twins.items()
     ]

@@ -9,6 +9,7 @@ import numpy as np
 
 from utils.adapters.drops import REASONS, Drops
 from utils.adapters.lookalikes import lookalike_notes
+from utils.cli import counted
 from utils.hierarchy import Hierarchy, Ints
 
 FORMAT = 1
@@ -103,13 +104,14 @@ def closing_lines(report: Mapping[str, Any]) -> list[str]:
     per = report["rows_per_terminal_class"]
     lines = [
         f"splits: {sizes}",
-        f"{report['terminal_classes']:,} terminal classes of {per['smallest']:,} to "
-        f"{per['largest']:,} rows (imbalance {report['imbalance']:,.3g} to 1)",
+        f"{counted(report['terminal_classes'], 'terminal class', 'terminal classes')} of "
+        f"{per['smallest']:,} to {counted(per['largest'], 'row')} "
+        f"(imbalance {report['imbalance']:,.3g} to 1)",
     ]
     if report["terminal_inner_classes"]:
         lines.append(
             f"rows that end at a class which others go on from: {report['inner_share']:.1%}, at "
-            f"{report['terminal_inner_classes']:,} classes"
+            f"{counted(report['terminal_inner_classes'], 'class', 'classes')}"
         )
     shared = report.get("ambiguous_texts", 0)
     if shared:
