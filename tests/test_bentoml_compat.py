@@ -256,6 +256,27 @@ def test_a_port_that_cannot_be_had_is_one_line_before_anything_is_started() -> N
     check_port(None)
 
 
+def test_a_folder_without_a_bundle_is_one_line_before_anything_is_started(tmp_path: Path) -> None:
+    from ktt_bentoml_compat.servers import improve
+
+    started: list[object] = []
+    names = ("start_dev_server", "start_prod_server", "_start_dev_proxy", "_start_prod_proxy")
+    module: dict[str, Any] = {name: lambda *_, **__: started.append(1) for name in names}
+    improve(module)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "system" / "inference").mkdir(parents=True)
+    (tmp_path / "system" / "inference" / "bentoml.yml").write_text("")
+    for name in names[:2]:
+        for folder, said in (("empty", "folder"), ("system", str(tmp_path / "system/inference"))):
+            with pytest.raises(SystemExit) as stopped:
+                module[name](str(tmp_path / folder), port=free_port())
+            text = str(stopped.value)
+            assert text.startswith(f"Error: {tmp_path / folder} holds no bundle")
+            assert said in text
+            assert "\n" not in text
+    assert not started
+
+
 def test_nothing_is_started_on_a_port_in_use() -> None:
     from ktt_bentoml_compat.servers import improve
 

@@ -44,6 +44,7 @@ def improve(module: dict[str, Any]) -> None:
 def _prepared(start: Callable[..., None], production: bool) -> Callable[..., None]:
     @functools.wraps(start)
     def prepared(*args: Any, **options: Any) -> None:
+        check_bundle(args[0] if args else None)  # as the command gives it
         check_port(options.get("port"))
         prepare_metrics_folder(options.get("port"))
         workers = share_cores(options.get("workers") if production else 1)
@@ -61,6 +62,15 @@ def _prepared(start: Callable[..., None], production: bool) -> Callable[..., Non
                     raise SystemExit(1)
 
     return prepared
+
+
+def check_bundle(path: str | None) -> None:
+    """Stop in one line where a folder holds no bundle, which the servers would find out apart."""
+    if path is None or not Path(path).is_dir() or Path(path, "bentoml.yml").exists():
+        return
+    below = next(iter(sorted(Path(path).glob("*/bentoml.yml"))), None)
+    fix = f"Serve the one in it: {below.parent}" if below else "Give the folder that holds it"
+    raise SystemExit(f"Error: {path} holds no bundle: bentoml.yml is missing. {fix}.")
 
 
 def check_port(port: int | None) -> None:
