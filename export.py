@@ -278,7 +278,10 @@ def _export_bundle(
                 token=options.token,
             )
         if (folder / "docker-compose.yaml").exists():
-            cli.say(f"The rest of {folder} is of an earlier export: add --monitoring to renew it")
+            cli.say(
+                f"The rest of {folder} is of an earlier export, and its monitor gets nothing from "
+                "this bundle: add --monitoring to renew both"
+            )
         return write_bundle(folder / "inference", service_file=service_file, classifier=classifier)
 
 

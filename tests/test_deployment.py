@@ -386,6 +386,7 @@ def test_a_bundle_alone_over_a_system_says_that_the_rest_is_older(trained: Layou
     result = run("--bento")
     assert result.exit_code == 0
     assert "--monitoring" in result.output
+    assert "its monitor gets nothing" in result.output
 
 
 @pytest.mark.skipif(not shutil.which("docker-compose"), reason="needs docker-compose")
