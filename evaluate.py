@@ -119,7 +119,7 @@ def answered(source: Source, split: Split, progress: Any = None) -> Predictions:
         scores, _ = source.run(tokens)
         parts.append(
             decode(
-                scores, source.hierarchy, source.tree, source.temperature, truth[rows], histogram
+                scores, source.hierarchy, source.tree, source.calibration, truth[rows], histogram
             )
         )
         if progress:
@@ -184,7 +184,7 @@ def evaluate_pair(
         "split": split,
         "checkpoint": source.checkpoint,
         "source": source.description,
-        "temperature": source.temperature,
+        "temperature": source.calibration.temperature,
         "skipped": {"rows": sum(skipped.values()), "classes": skipped},
         "metrics": evaluate(found, rows.codes),
     }

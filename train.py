@@ -358,7 +358,7 @@ def _finish(
         "dataset": dataset.name,
         "checkpoint": run.best.name,
         "test": metrics,
-        "temperature": model.temperature,
+        "temperature": model.calibration.temperature,
         "config": config,
         # of the whole run, beyond the best epoch
         "info": model.info

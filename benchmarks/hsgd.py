@@ -102,7 +102,7 @@ def ours(tree: Any, config: Any, data: tuple[Any, ...], features: Any) -> Any:
         weights, intercepts = model.fit_weights(train, codes, seed=0, progress=None)
         scorer = TfidfScorer(features, weights, intercepts, model.paths())
         fitted = time.perf_counter()
-        answers = decode(scorer.scores(test), tree, model.tree, 1.0)
+        answers = decode(scorer.scores(test), tree, model.tree)
         done = time.perf_counter()
         right = float((answers.codes == test_codes).all(axis=1).mean())
         ends = model.tree.ending[top_down(model.tree, scorer.decide(test))]

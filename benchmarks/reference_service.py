@@ -52,7 +52,7 @@ class CheckpointArtifact(FolderArtifact):
         (path,) = folder.glob("*.pt")
         model = DB_BHCN.from_checkpoint(path)
         about = ServiceInfo(model=DB_BHCN.name, dataset="", checkpoint=path.name, runtime="torch")
-        return Classifier(Padded(model), model.hierarchy, model.temperature, {}, about)
+        return Classifier(Padded(model), model.hierarchy, model.calibration, {}, about)
 
 
 @bentoml.artifacts([CheckpointArtifact("classifier")])

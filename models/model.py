@@ -11,18 +11,18 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
-from utils.calibration import fit_temperature, negative_log_likelihood
+from utils.calibration import fit_calibration, negative_log_likelihood
 from utils.checkpoints import Arrays, read_checkpoint, write_checkpoint
+from utils.confidence import Calibration
 from utils.config import ModelConfig, build_config, config_to_dict
 from utils.data import Split
 from utils.decode import (
     Floats,
     Predictions,
     ScoreHistogram,
-    check_temperature,
     decode,
     join,
-    leaf_log_probs,
+    leaf_confidences,
 )
 from utils.errors import UserError
 from utils.files import atomic_dir, write_json
@@ -100,8 +100,8 @@ class Model(ABC):
         Registry name: that of the module.
     tree
         The full-depth tree that scores are over.
-    temperature
-        Calibration of the scores, fitted on the validation split.
+    calibration
+        How scores become confidences, fitted on the validation split.
     info
         JSON values that travel with the checkpoint: seed, epoch, metrics, dataset, …
     """
@@ -120,7 +120,7 @@ class Model(ABC):
         self.hierarchy = hierarchy
         self.tree = hierarchy.full_depth()
         self.config = config
-        self.temperature = self.default_temperature
+        self.calibration = Calibration(temperature=self.default_temperature)
         self.info: dict[str, Any] = {}
 
     # -- what a framework's base class gives ----------------------------------------------
@@ -249,7 +249,7 @@ class Model(ABC):
             rows = slice(done, done + len(scores))
             part = None if truth is None else truth[rows]
             parts.append(
-                decode(scores, self.hierarchy, self.tree, self.temperature, part, histogram)
+                decode(scores, self.hierarchy, self.tree, self.calibration, part, histogram)
             )
             done += len(scores)
             if progress:
@@ -257,7 +257,7 @@ class Model(ABC):
         if not parts:
             width = self.tree.level_sizes[-1]
             nothing = np.zeros((0, width), dtype=np.float32)
-            parts.append(decode(nothing, self.hierarchy, self.tree, self.temperature))
+            parts.append(decode(nothing, self.hierarchy, self.tree, self.calibration))
         return join(parts)
 
     def validation_rows(self, val: Split) -> Split:
@@ -268,7 +268,7 @@ class Model(ABC):
         return val.take(np.linspace(0, len(val) - 1, limit).astype(int))
 
     def validate(self, val: Split) -> dict[str, float]:
-        """Fit the temperature on `validation_rows` and compute metrics, scoring each row once.
+        """Fit the calibration on `validation_rows` and compute metrics, scoring each row once.
 
         Returns
         -------
@@ -277,14 +277,16 @@ class Model(ABC):
             path); empty without rows.
         """
         if not len(val):
-            self.temperature = self.default_temperature
+            self.calibration = Calibration(temperature=self.default_temperature)
             return {}
         val = self.validation_rows(val)
         scores = np.concatenate([scores for scores, _ in self.score_batches(val.texts)])
         truth = self.tree.last_codes(val.codes, self.hierarchy)
-        self.temperature = fit_temperature(scores, truth, self.tree, self.default_temperature)
-        loss = negative_log_likelihood(scores, truth, self.tree, self.temperature)
-        found = decode(scores, self.hierarchy, self.tree, self.temperature)
+        self.calibration = fit_calibration(
+            scores, truth, self.hierarchy, self.tree, self.default_temperature
+        )
+        loss = negative_log_likelihood(scores, truth, self.tree, self.calibration.temperature)
+        found = decode(scores, self.hierarchy, self.tree, self.calibration)
         return {"nll": loss, **evaluate(found, val.codes)}
 
     def gen_reference_set(
@@ -301,7 +303,7 @@ class Model(ABC):
         -------
         pyarrow.Table
             ``targets`` (label of the true terminal class), the pooled features ``0``, ``1``, …,
-            one column of calibrated probabilities per terminal class (`score_columns`),
+            one column of confidences per terminal class (`score_columns`),
             ``predicted`` (label of the answer), ``confidence`` (its probability) and ``length``
             (characters of the text). Large tests are thinned evenly.
         """
@@ -317,9 +319,9 @@ class Model(ABC):
         parts = (texts[start : start + REFERENCE_BATCH] for start in starts)
         for scores, pooled in map(scorer.score, parts) if scorer else self.score_batches(texts):
             features.append(pooled)
-            log_probs = leaf_log_probs(scores, self.tree, self.temperature)
-            answers.append(log_probs.argmax(axis=1))
-            probs.append(np.exp(log_probs))
+            answer, sure = leaf_confidences(scores, self.tree, self.calibration)
+            answers.append(answer)
+            probs.append(sure)
             done += len(scores)
             if progress:
                 progress(done, len(split))
@@ -331,7 +333,7 @@ class Model(ABC):
         for column, label in enumerate(self.score_columns()):
             columns[label] = pa.array(scored[:, column])
         best = np.concatenate(answers)
-        confidence = np.minimum(scored[np.arange(len(best)), best], 1)
+        confidence = scored[np.arange(len(best)), best]
         lengths = pa.array([len(text) for text in split.texts], pa.int32())
         ends = (self._labels(self.tree.ending[best]), pa.array(confidence), lengths)
         return pa.table(columns | dict(zip(REFERENCE_ENDS, ends, strict=True)))
@@ -367,7 +369,8 @@ class Model(ABC):
             "model": self.name,
             "config": config_to_dict(self.config),
             "hierarchy": self.hierarchy.to_dict(),
-            "temperature": self.temperature,
+            "temperature": self.calibration.temperature,
+            "calibration": self.calibration.level_values(),
             "info": self.info,
             "state": values,
         }
@@ -410,11 +413,13 @@ class Model(ABC):
         other = type(self).from_checkpoint(path)
         if other.hierarchy.to_dict() != self.hierarchy.to_dict():
             raise UserError(f"{path} was trained on another hierarchy.")
-        self.temperature, self.info = other.temperature, other.info
+        self.calibration, self.info = other.calibration, other.info
         self.set_state(*other.state(resumable=False))
 
     def _take(self, arrays: Arrays, meta: dict[str, Any]) -> None:
-        self.temperature = float(meta["temperature"])
+        self.calibration = Calibration.from_values(
+            meta["temperature"], meta.get("calibration"), self.tree.depth
+        )
         self.info = dict(meta["info"])
         self.set_state(arrays, meta["state"])
 
@@ -426,7 +431,6 @@ class Model(ABC):
         ValueError
             It cannot.
         """
-        check_temperature(self.temperature)
         for scores, features in self.score_batches(["a text"]):
             if scores.shape[1] not in (self.tree.class_count, self.tree.level_sizes[-1]):
                 raise ValueError(f"{scores.shape[1]} scores do not fit its tree")
@@ -508,7 +512,7 @@ class Model(ABC):
         entry = self.write_script(folder)
         from utils.torch_scorer import TorchScorer
 
-        judge = Judge(self._score_all, self.hierarchy, self.tree, self.temperature)
+        judge = Judge(self._score_all, self.hierarchy, self.tree, self.calibration)
         texts, name = evidence.texts(self.words()), entry["file"]
         figures = judge.equal(name, TorchScorer.load(folder, entry, half=False), texts)
         parity: dict[str, Any] = {"origin": evidence.origin, name: figures}
@@ -536,7 +540,7 @@ class Model(ABC):
         from utils.scorers import front_end
 
         entry = self.write_graph(folder, opset)
-        judge = Judge(self._score_all, self.hierarchy, self.tree, self.temperature)
+        judge = Judge(self._score_all, self.hierarchy, self.tree, self.calibration)
         texts = evidence.texts(self.words())
         front, file = front_end(folder, entry), folder / entry["file"]
         whole = OnnxScorer(front, open_session(file))
@@ -586,7 +590,8 @@ class Model(ABC):
                 "format": FORMAT,
                 "model": self.name,
                 "dataset": self.info.get("dataset", ""),
-                "temperature": self.temperature,
+                "temperature": self.calibration.temperature,
+                "calibration": self.calibration.level_values(),
                 "opset": opset,
                 "scorer": entry,
                 "quantization": quantization,

@@ -384,7 +384,7 @@ class PyTorchModel(Model):
     def _validate_once(self, val: Split) -> dict[str, float]:
         """Validate in one process and tell the others what came out."""
         metrics = self.validate(val) if team().leads else {}
-        metrics, self.temperature = team().told((metrics, self.temperature))
+        metrics, self.calibration = team().told((metrics, self.calibration))
         return metrics
 
     def _train_epoch(

@@ -92,7 +92,7 @@ def test_same_seed_same_scores_another_seed_others(
     again = train(name, dataset, quick(name, encoder))
     other = train(name, dataset, quick(name, encoder), seed=1)
     assert (scores_of(again, texts) == scores_of(trained, texts)).all()
-    assert again.temperature == trained.temperature
+    assert again.calibration == trained.calibration
     assert not np.allclose(scores_of(other, texts), scores_of(trained, texts), atol=1e-6)
 
 
@@ -129,7 +129,7 @@ def test_save_and_load_give_equal_scores_and_keep_no_place(
     again = model_class(name).from_checkpoint(path)
     texts = [*ODD_TEXTS, *dataset.test.texts]
     assert (scores_of(again, texts) == scores_of(trained, texts)).all()
-    assert again.temperature == trained.temperature
+    assert again.calibration == trained.calibration
     assert again.hierarchy.to_dict() == trained.hierarchy.to_dict()
     content = path.read_bytes()
     for place in (str(tmp_path), str(PROJECT_ROOT), str(encoder.parent), "cuda:0"):
@@ -231,7 +231,7 @@ def test_the_exported_classifier_answers_like_the_model(
 
 def test_a_runner_answers_like_the_model(name: str, trained: Any, dataset: Dataset) -> None:
     source = Source(
-        hierarchy=trained.hierarchy, tree=trained.tree, temperature=trained.temperature,
+        hierarchy=trained.hierarchy, tree=trained.tree, calibration=trained.calibration,
         encode=trained.encode, run=trained.run, checkpoint="", description="",
     )  # fmt: skip
     split = dataset.test
@@ -336,7 +336,7 @@ def test_no_validation_rows(name: str, dataset: Dataset, encoder: Path) -> None:
     model = model_class(name)(dataset.hierarchy, quick(name, encoder, epochs=1))
     epochs = list(model.fit(dataset.train, nothing, epochs=None, seed=0))
     assert epochs[-1].is_best
-    assert model.temperature > 0
+    assert model.calibration.temperature > 0
 
 
 def test_learns_what_can_be_learned(name: str, layout: Layout, encoder: Path) -> None:

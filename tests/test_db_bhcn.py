@@ -281,7 +281,7 @@ def test_without_training_state_the_file_is_smaller_and_answers_alike(
     assert sizes[1] < 0.5 * sizes[0]
     again = DB_BHCN.from_checkpoint(tmp_path / "small.pt")
     texts = dataset.test.texts
-    assert (again.predict(texts).log_probs == model.predict(texts).log_probs).all()
+    assert (again.predict(texts).top_probs == model.predict(texts).top_probs).all()
 
 
 def test_the_best_epoch_is_chosen_by_the_metric_and_ties_by_nll() -> None:

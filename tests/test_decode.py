@@ -7,6 +7,7 @@ import pytest
 from sklearn.metrics import average_precision_score
 
 from tests.tiny import random_tree
+from utils.confidence import Calibration
 from utils.decode import (
     ScoreHistogram,
     decode,
@@ -79,9 +80,10 @@ def test_answers_are_paths_of_the_tree(flat: bool, depth: int, rng: np.random.Ge
     hierarchy, _ = random_tree(rng, depth)
     tree = hierarchy.full_depth()
     width = tree.level_sizes[-1] if flat else tree.class_count
-    found = decode(rng.normal(size=(50, width)).astype(np.float32), hierarchy, tree, 0.7)
+    calibration = Calibration(temperature=0.7)
+    found = decode(rng.normal(size=(50, width)).astype(np.float32), hierarchy, tree, calibration)
     assert hierarchy.check_codes(found.codes) is None
-    assert (np.diff(found.log_probs, axis=1) <= 0).all(), "best first"
+    assert (np.diff(found.top_probs, axis=1) <= 0).all(), "best first"
     assert (np.diff(found.level_probs, axis=1) <= 1e-6).all(), (
         "a class is less likely than its parent"
     )
@@ -106,7 +108,7 @@ def test_ties_and_extreme_scores_stay_finite(rng: np.random.Generator) -> None:
     scores = np.zeros((3, tree.class_count), dtype=np.float32)
     scores[1] = 1e6 * rng.normal(size=tree.class_count)
     scores[2] = -1e6
-    found = decode(scores, hierarchy, tree, 0.01)
+    found = decode(scores, hierarchy, tree, Calibration(temperature=0.01))
     assert np.isfinite(found.level_probs).all()
     assert np.isfinite(found.confidence).all()
 
@@ -128,9 +130,10 @@ def test_batches_join_to_the_whole(rng: np.random.Generator) -> None:
     hierarchy, _ = random_tree(rng, 3)
     tree = hierarchy.full_depth()
     scores = rng.normal(size=(20, tree.class_count)).astype(np.float32)
-    whole = decode(scores, hierarchy, tree, 0.5)
-    parts = join([decode(scores[a:b], hierarchy, tree, 0.5) for a, b in ((0, 1), (1, 9), (9, 20))])
-    for name in ("top", "log_probs", "level_probs", "independent", "raw_best"):
+    half = Calibration(temperature=0.5)
+    whole = decode(scores, hierarchy, tree, half)
+    parts = join([decode(scores[a:b], hierarchy, tree, half) for a, b in ((0, 1), (1, 9), (9, 20))])
+    for name in ("top", "top_probs", "level_probs", "independent", "raw_best"):
         np.testing.assert_array_equal(getattr(whole, name), getattr(parts, name))
 
 

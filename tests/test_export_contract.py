@@ -130,7 +130,7 @@ def test_the_manifest_is_complete_and_its_hashes_are_right(model: Model, exporte
     assert [tuple(label) for label in manifest["labels"]] == [
         model.hierarchy.path(node) for node in model.tree.ending
     ]
-    assert manifest["temperature"] == model.temperature
+    assert manifest["temperature"] == model.calibration.temperature
     assert {"onnx", "onnxruntime", "python", "numpy"} <= set(manifest["versions"])
     assert set(manifest["scorer"]["stages"]) == {"outside", "inside"}
     figures = manifest["parity"]["model.onnx"]

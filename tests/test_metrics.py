@@ -8,6 +8,7 @@ from sklearn.metrics import f1_score, precision_score, recall_score
 
 from tests.tiny import random_tree
 from utils.calibration import expected_calibration_error, fit_temperature
+from utils.confidence import Calibration
 from utils.decode import ScoreHistogram, decode
 from utils.metrics import class_scores, coherence, evaluate
 
@@ -18,7 +19,7 @@ def predictions_of(codes: np.ndarray, hierarchy, rng: np.random.Generator):
     scores = rng.normal(size=(len(codes), tree.level_sizes[-1])).astype(np.float32)
     last = tree.last_codes(codes, hierarchy)
     scores[np.arange(len(codes)), last] = 30
-    return decode(scores, hierarchy, tree, 1.0, last, ScoreHistogram())
+    return decode(scores, hierarchy, tree, Calibration(), last, ScoreHistogram())
 
 
 def test_perfect_answers_score_one(rng: np.random.Generator) -> None:
@@ -102,7 +103,7 @@ def test_temperature_is_found_again(flat: bool, rng: np.random.Generator) -> Non
     ).sum(axis=1)
     found = fit_temperature(scores, truth, tree)
     assert found == pytest.approx(2.5, rel=0.05)
-    after = decode(scores, hierarchy, tree, found, truth)
+    after = decode(scores, hierarchy, tree, Calibration(temperature=found), truth)
     correct = after.top[:, 0] == truth
     assert expected_calibration_error(after.confidence, correct) < 0.02
     assert expected_calibration_error(after.raw_confidence, after.raw_best == truth) > 0.1

@@ -13,6 +13,7 @@ import pytest
 
 from tests.tiny import columns_of, random_tree
 from utils import report
+from utils.confidence import Calibration
 from utils.data import Split
 from utils.decode import Predictions, decode
 from utils.hierarchy import Hierarchy
@@ -64,7 +65,8 @@ def answered(
     last = tree.last_codes(codes, hierarchy)
     scores = rng.normal(size=(len(codes), tree.level_sizes[-1])).astype(np.float32)
     scores[np.arange(len(codes)), last] += right
-    return decode(scores, hierarchy, tree, 1.3), Split(texts=texts, codes=codes)
+    found = decode(scores, hierarchy, tree, Calibration(temperature=1.3))
+    return found, Split(texts=texts, codes=codes)
 
 
 def facts(**more: Any) -> dict[str, Any]:
@@ -250,7 +252,7 @@ def test_a_large_tree_is_quick_and_the_file_small(rng: np.random.Generator) -> N
     top = np.stack([np.where(rng.random(rows) < 0.7, true, rng.integers(leaves, size=rows))] * 5)
     log_probs = np.sort(-rng.random((rows, 5)).astype(np.float32), axis=1)[:, ::-1]
     predictions = Predictions(
-        hierarchy=hierarchy, tree=tree, top=top.T.astype(np.int32), log_probs=log_probs,
+        hierarchy=hierarchy, tree=tree, top=top.T.astype(np.int32), top_probs=np.exp(log_probs),
         level_probs=np.ones((rows, 3), dtype=np.float32), independent=codes[true],
         raw_best=top[0].astype(np.int32), raw_confidence=np.exp(log_probs[:, 0]),
     )  # fmt: skip

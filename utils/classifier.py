@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from utils.decode import Floats, Predictions, Scorer, check_temperature, decode
+from utils.confidence import Calibration
+from utils.decode import Floats, Predictions, Scorer, decode
 from utils.hierarchy import Bools, Hierarchy, Ints
 from utils.manifest import ServiceInfo, check_files, read_manifest, read_service, understood
 from utils.scorers import files_of
@@ -77,7 +78,7 @@ class Classifier:
 
     Parameters
     ----------
-    scorer, hierarchy, temperature
+    scorer, hierarchy, calibration
         What makes answers.
     manifest
         Of the folder that they come from.
@@ -89,14 +90,14 @@ class Classifier:
         self,
         scorer: Scorer,
         hierarchy: Hierarchy,
-        temperature: float,
+        calibration: Calibration,
         manifest: dict[str, Any],
         service: ServiceInfo,
     ) -> None:
         self.scorer = scorer
         self.hierarchy = hierarchy
         self.tree = hierarchy.full_depth()
-        self.temperature = temperature
+        self.calibration = calibration
         self.manifest = manifest
         self.service = service
 
@@ -122,16 +123,18 @@ class Classifier:
             check_files(folder, manifest, ["hierarchy.json", *files_of(entry)])
             hierarchy = Hierarchy.load(folder / "hierarchy.json")
             scorer = _load_scorer(folder, entry)
-            temperature, service = float(manifest["temperature"]), read_service(folder, manifest)
-            found = cls(scorer, hierarchy, temperature, manifest, service)
-            check_temperature(found.temperature)
+            calibration = Calibration.from_values(
+                manifest["temperature"], manifest.get("calibration"), hierarchy.depth
+            )
+            service = read_service(folder, manifest)
+            found = cls(scorer, hierarchy, calibration, manifest, service)
             found.answer([""])  # graph, tokenizer and tree belong together
         return found
 
     def predict(self, texts: Sequence[str]) -> tuple[Predictions, Floats, Floats]:
         """Answer a batch: predictions, scores and pooled features."""
         scores, features = self.scorer.score(texts)
-        found = decode(scores, self.hierarchy, self.tree, self.temperature)
+        found = decode(scores, self.hierarchy, self.tree, self.calibration)
         return found, scores, features
 
     def answer(self, texts: Sequence[str]) -> list[Answer]:

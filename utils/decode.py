@@ -15,14 +15,12 @@ from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
+from utils.confidence import NOTHING_FITTED, Calibration, leaving_levels, other_paths
+from utils.hierarchy import Floats as Floats
 from utils.hierarchy import Hierarchy, Ints
 
-Floats = NDArray[np.float32]
-
 TOP = 5
-TEMPERATURES = (1e-4, 1e4)  # calibration looks from 1e-3 to 1e3
 PRECISION_BITS = 12  # mantissa bits dropped by ScoreHistogram: 11 are kept, 0.05 % resolution
 
 
@@ -60,18 +58,6 @@ def family_log_softmax(scores: Floats, tree: Hierarchy) -> Floats:
     result = np.empty_like(ordered)
     result[:, order] = ordered
     return result
-
-
-def check_temperature(temperature: float) -> None:
-    """Refuse what no calibration gives, and 32 bits cannot divide by.
-
-    Raises
-    ------
-    ValueError
-        It is out of range, or no number.
-    """
-    if not TEMPERATURES[0] <= temperature <= TEMPERATURES[1]:
-        raise ValueError(f"its temperature is {temperature}")
 
 
 def leaf_log_probs(scores: Floats, tree: Hierarchy, temperature: float) -> Floats:
@@ -169,10 +155,10 @@ class Predictions:
         The same at full depth.
     top
         Most probable last-level codes, best first; shape (rows, up to 5).
-    log_probs
-        Their calibrated log-probabilities; same shape.
+    top_probs
+        Confidence in each of them; same shape.
     level_probs
-        Calibrated probability of the best path's class on each level; shape (rows, depth).
+        Confidence in the best path's class on each level; shape (rows, depth).
     independent
         Best class of each level on its own; shape (rows, depth).
     raw_best, raw_confidence
@@ -184,7 +170,7 @@ class Predictions:
     hierarchy: Hierarchy
     tree: Hierarchy
     top: Ints
-    log_probs: Floats
+    top_probs: Floats
     level_probs: Floats
     independent: Ints
     raw_best: Ints
@@ -205,13 +191,8 @@ class Predictions:
         return self.hierarchy.path_codes[self.ends]
 
     @property
-    def top_probs(self) -> Floats:
-        """Calibrated probabilities of the most probable paths; shape (rows, up to 5)."""
-        return np.minimum(np.exp(self.log_probs), 1.0)
-
-    @property
     def confidence(self) -> Floats:
-        """Calibrated probability of each answer; shape (rows,)."""
+        """Confidence in each answer; shape (rows,)."""
         return self.top_probs[:, 0]
 
     def ends_at(self, min_confidence: float) -> Ints:
@@ -250,7 +231,7 @@ def decode(
     scores: Floats,
     hierarchy: Hierarchy,
     tree: Hierarchy,
-    temperature: float = 1.0,
+    calibration: Calibration = NOTHING_FITTED,
     truth: Ints | None = None,
     histogram: ScoreHistogram | None = None,
 ) -> Predictions:
@@ -262,32 +243,83 @@ def decode(
         Tree scores or flat scores; all finite.
     hierarchy, tree
         The ragged tree and its `full_depth`.
-    temperature
-        Calibration.
+    calibration
+        How probabilities become confidences. The paths answered do not depend on its maps.
     truth, histogram
         True last-level codes (rows,) and where to count scores against them.
     """
+    temperature = calibration.temperature
     log_probs = leaf_log_probs(scores, tree, temperature)
     raw = leaf_log_probs(scores, tree, 1.0) if temperature != 1.0 else log_probs
     probs = np.exp(log_probs)
     if histogram is not None and truth is not None:
         histogram.add(probs, truth)
     top = _best(log_probs, min(TOP, log_probs.shape[1]))
-    paths = tree.path_codes[tree.level_slice(tree.depth - 1)][top[:, 0]]
-    rows = np.arange(len(scores))
-    per_level = [level[rows, paths[:, h]] for h, level in enumerate(marginals(probs, tree))]
     raw_best = raw.argmax(axis=1).astype(np.int32)
+    level_probs = _answer_levels(probs, top[:, 0], tree)
+    confidences = calibration.level_confidences(level_probs)
     return Predictions(
         hierarchy=hierarchy,
         tree=tree,
         top=top,
-        log_probs=np.take_along_axis(log_probs, top, axis=1),
-        level_probs=np.minimum(np.stack(per_level, axis=1), 1.0),
+        top_probs=_top_confidences(probs, top, level_probs, confidences, tree, calibration),
+        level_probs=confidences,
         independent=independent_codes(np.asarray(scores), tree),
         raw_best=raw_best,
-        raw_confidence=np.exp(raw[rows, raw_best]),
+        raw_confidence=np.exp(raw[np.arange(len(scores)), raw_best]),
         histogram=histogram,
     )
+
+
+def _answer_levels(probs: Floats, answer: Ints, tree: Hierarchy) -> Floats:
+    """Probability of the answer's class on each level; shape (rows, depth)."""
+    paths, rows = tree.path_codes[tree.level_slice(tree.depth - 1)][answer], np.arange(len(answer))
+    levels = [level[rows, paths[:, h]] for h, level in enumerate(marginals(probs, tree))]
+    return np.minimum(np.stack(levels, axis=1), 1.0)
+
+
+def _top_confidences(
+    probs: Floats,
+    top: Ints,
+    level_probs: Floats,
+    confidences: Floats,
+    tree: Hierarchy,
+    calibration: Calibration,
+) -> Floats:
+    found = np.minimum(np.take_along_axis(probs, top, axis=1), 1.0)
+    if calibration.levels:
+        depths = leaving_levels(top, top[:, 0], tree)
+        found = other_paths(found, level_probs, confidences, depths)
+        found[:, 0] = confidences[:, -1]
+        found = np.minimum.accumulate(found, axis=1)  # as they are ranked
+    return found
+
+
+def leaf_confidences(
+    scores: Floats, tree: Hierarchy, calibration: Calibration
+) -> tuple[Ints, Floats]:
+    """Confidence in every root-to-end path.
+
+    Returns
+    -------
+    answers, confidences
+        Last-level codes of the answers, shape (rows,), and of shape (rows, last-level classes) the
+        confidences, none of which is above the answer's.
+    """
+    probs = np.exp(leaf_log_probs(scores, tree, calibration.temperature))
+    answer = probs.argmax(axis=1).astype(np.int32)
+    if not calibration.levels:
+        return answer, np.minimum(probs, 1.0)
+    level_probs = _answer_levels(probs, answer, tree)
+    confidences = calibration.level_confidences(level_probs)
+    paths = tree.path_codes[tree.level_slice(tree.depth - 1)]
+    same, depths = np.ones(probs.shape, dtype=bool), np.zeros(probs.shape, dtype=np.int32)
+    for level in range(tree.depth - 1):
+        same &= paths[:, level] == paths[answer, level][:, None]
+        depths += same
+    found = other_paths(probs, level_probs, confidences, depths)
+    found[np.arange(len(found)), answer] = confidences[:, -1]
+    return answer, found
 
 
 def join(parts: Iterable[Predictions]) -> Predictions:
@@ -296,7 +328,7 @@ def join(parts: Iterable[Predictions]) -> Predictions:
     arrays: dict[str, Any] = {
         name: np.concatenate([getattr(part, name) for part in found])
         for name in (
-            "top", "log_probs", "level_probs", "independent", "raw_best", "raw_confidence",
+            "top", "top_probs", "level_probs", "independent", "raw_best", "raw_confidence",
         )
     }  # fmt: skip
     first = found[0]

@@ -23,6 +23,7 @@ from utils.files import read_json, write_json
 from utils.hierarchy_values import mistake_in
 
 Ints = NDArray[np.int32]
+Floats = NDArray[np.float32]
 Bools = NDArray[np.bool_]
 
 FORMAT = 1

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from utils.confidence import Calibration
 from utils.data import Split
 from utils.decode import Floats, Predictions, Scorer, decode, leaf_log_probs
 from utils.errors import UserError
@@ -95,16 +96,16 @@ class Judge:
     """
 
     def __init__(
-        self, score: Scores, hierarchy: Hierarchy, tree: Hierarchy, temperature: float
+        self, score: Scores, hierarchy: Hierarchy, tree: Hierarchy, calibration: Calibration
     ) -> None:
         self._score = score
-        self._hierarchy, self._tree, self._temperature = hierarchy, tree, temperature
+        self._hierarchy, self._tree, self._calibration = hierarchy, tree, calibration
 
     def answers(self, score: Scores, texts: Sequence[str], batch: int | None = None) -> Answers:
         """Answers of a scorer that is given so many texts at a time (None: all)."""
         parts = [score(part) for part in _chunks(texts, batch or max(len(texts), 1))]
         scores, features = (np.concatenate(part) for part in zip(*parts, strict=True))
-        found = decode(scores, self._hierarchy, self._tree, self._temperature)
+        found = decode(scores, self._hierarchy, self._tree, self._calibration)
         return Answers(scores=scores, features=features, found=found)
 
     def equal(self, name: str, scorer: Scorer, texts: Sequence[str]) -> dict[str, Any]:
@@ -150,7 +151,7 @@ class Judge:
         other = np.flatnonzero(ours != theirs)
         if not len(other):
             return 0
-        probs = leaf_log_probs(want.scores[rows[other]], self._tree, self._temperature)
+        probs = leaf_log_probs(want.scores[rows[other]], self._tree, self._calibration.temperature)
         places = np.arange(len(other))
         margin = probs[places, theirs[other]] - probs[places, ours[other]]
         if (wrong := int((margin > TIE).sum())) > 0:

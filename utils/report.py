@@ -319,7 +319,7 @@ def wrong_texts(predictions: Predictions, split: Split, labels: Sequence[str]) -
     above = _common(hierarchy, split.codes[worst], shared)
     ranked = predictions.top[worst] == last[:, None]
     ranks = np.where(ranked.any(axis=1), ranked.argmax(axis=1), -1)
-    truth = np.minimum(np.exp(predictions.log_probs[worst, ranks]), 1.0)
+    truth = predictions.top_probs[worst, ranks]
     return [
         {
             "text": cut(split.texts[row]),

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from utils.confidence import Calibration
 from utils.decode import Floats, decode
 from utils.hierarchy import Hierarchy
 from utils.predicting.answers import AnswerOptions, Answers, Labels
@@ -47,7 +48,7 @@ class Source:
 
     hierarchy: Hierarchy
     tree: Hierarchy
-    temperature: float
+    calibration: Calibration
     encode: Callable[[list[str]], Any]
     run: Callable[[Any], tuple[Floats, Floats]]
     checkpoint: str
@@ -137,7 +138,7 @@ def _answer(
     source: Source, chunk: Chunk, rows: Any, labels: Labels, options: AnswerOptions
 ) -> Answers:
     scores = source.run(rows)[0][: len(chunk)]
-    found = decode(scores, source.hierarchy, source.tree, source.temperature)
+    found = decode(scores, source.hierarchy, source.tree, source.calibration)
     there = np.fromiter(map(bool, chunk.texts), dtype=bool, count=len(chunk))
     return Answers.of(found, there, labels, options)
 

@@ -126,7 +126,7 @@ def from_export(folder: Path) -> Source:
     return Source(
         hierarchy=found.hierarchy,
         tree=found.tree,
-        temperature=found.temperature,
+        calibration=found.calibration,
         encode=scorer.encode,
         run=scorer.run,
         checkpoint=checkpoint,
@@ -142,7 +142,7 @@ def from_checkpoint(path: Path, cls: Any, remark: str = "") -> Source:
     return Source(
         hierarchy=found.hierarchy,
         tree=found.tree,
-        temperature=found.temperature,
+        calibration=found.calibration,
         encode=found.encode,
         run=found.run,
         checkpoint=path.name,

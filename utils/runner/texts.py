@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 
 from utils.classifier import Answer, Classifier
+from utils.confidence import Calibration
 from utils.decode import Floats
 from utils.hierarchy import Hierarchy
 from utils.manifest import ServiceInfo
@@ -25,7 +26,7 @@ class TextModel:
         self.source = source
         nobody = ServiceInfo(model="", dataset="", checkpoint=source.checkpoint)
         self._classifier = Classifier(
-            _Scorer(source), source.hierarchy, source.temperature, {}, nobody
+            _Scorer(source), source.hierarchy, source.calibration, {}, nobody
         )
 
     def predict(self, texts: Sequence[str]) -> list[tuple[str, ...]]:
@@ -50,7 +51,7 @@ class About:
     """What is known of a source in a process that has not loaded it; see `Source`."""
 
     hierarchy: Hierarchy
-    temperature: float
+    calibration: Calibration
     checkpoint: str
     description: str
     form: str
