@@ -303,8 +303,8 @@ class Model(ABC):
         -------
         pyarrow.Table
             ``targets`` (label of the true terminal class), the pooled features ``0``, ``1``, …,
-            one column of confidences per terminal class (`score_columns`),
-            ``predicted`` (label of the answer), ``confidence`` (its probability) and ``length``
+            one column of confidences per terminal class (`score_columns`; together at most 1),
+            ``predicted`` (label of the answer), ``confidence`` (in it) and ``length``
             (characters of the text). Large tests are thinned evenly.
         """
         import pyarrow as pa

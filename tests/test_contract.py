@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from tests.helpers_torch import tiny_encoder
 from tests.tiny import PATHS, tiny_rows, write_rows, write_tiny_dataset
 from utils.checkpoints import read_checkpoint
 from utils.classifier import Classifier
+from utils.confidence import LevelMap
 from utils.config import build_config, load_config
 from utils.data import Dataset, Split
 from utils.errors import UserError
@@ -33,6 +35,7 @@ LEARNING: dict[str, Any] = {
     "epochs": 8, "encoder_lr": 3e-3, "classifier_lr": 3e-3, "frozen": False, "dropout": 0.2
 }  # fmt: skip
 NAMES_TAKEN = ("targets", "0", "1", "predicted", "confidence", "length")
+LEVELS = (LevelMap(a=0.6, c=1.4, b=0.5), LevelMap(a=1.2, c=0.3, b=-0.2), LevelMap(a=0.9, b=0.1))
 SIGMOIDS_ALONE = {"db_achmcnn", "db_ahmcnf"}  # without a softmax it takes more steps
 
 
@@ -59,6 +62,9 @@ def train(name: str, dataset: Dataset, config: Any, seed: int = 0) -> Any:
     model = model_class(name)(dataset.hierarchy, config)
     for epoch in model.fit(dataset.train, dataset.val, epochs=None, seed=seed):
         model.info |= {"epoch": epoch.number, "epochs": epoch.total}
+    depth = model.tree.depth
+    # maps of levels as a larger validation split gives them: all that follows must follow them
+    model.calibration = replace(model.calibration, levels=(LEVELS * depth)[:depth])
     return model
 
 
@@ -130,6 +136,7 @@ def test_save_and_load_give_equal_scores_and_keep_no_place(
     texts = [*ODD_TEXTS, *dataset.test.texts]
     assert (scores_of(again, texts) == scores_of(trained, texts)).all()
     assert again.calibration == trained.calibration
+    assert again.calibration.levels
     assert again.hierarchy.to_dict() == trained.hierarchy.to_dict()
     content = path.read_bytes()
     for place in (str(tmp_path), str(PROJECT_ROOT), str(encoder.parent), "cuda:0"):
@@ -182,6 +189,7 @@ def test_checkpoints_of_others_and_damaged_ones_are_refused(
         (arrays, {**meta, "hierarchy": {}}),
         (arrays, {**meta, "hierarchy": other_tree()}),
         *[(arrays, {**meta, "temperature": value}) for value in (0, -1, float("nan"), "x")],
+        *[(arrays, {**meta, "calibration": value}) for value in ("x", [[1, 1, 0]], [[1]] * 3)],
         (arrays, {k: v for k, v in meta.items() if k != "config"}),
     ]
     for changed_arrays, changed_meta in changes:
@@ -223,6 +231,8 @@ def test_the_exported_classifier_answers_like_the_model(
         assert answer.path == trained.hierarchy.path(int(found.ends[row])), texts[row]
         assert answer.confidence == pytest.approx(float(found.confidence[row]), abs=1e-3)
         assert [name for name, _ in answer.levels] == list(answer.path)
+        sure = found.level_probs[row, : len(answer.path)]
+        np.testing.assert_allclose([prob for _, prob in answer.levels], sure, atol=1e-3)
         assert answer.alternatives[0] == (answer.path, answer.confidence)
     assert (
         json.loads((tmp_path / "classifier" / "manifest.json").read_text())["model"] == trained.name
@@ -261,7 +271,8 @@ def test_the_reference_set_has_its_columns(trained: Any, dataset: Dataset) -> No
     assert sorted(labels) == sorted(wanted)
     assert set(table["targets"].to_pylist()) <= set(wanted)
     probs = np.stack([table[label].to_numpy() for label in labels], axis=1)
-    np.testing.assert_allclose(probs.sum(axis=1), 1, atol=1e-4)
+    assert (probs.sum(axis=1) <= 1 + 1e-4).all()
+    np.testing.assert_allclose(probs.max(axis=1), table["confidence"].to_numpy(), atol=1e-6)
     found = trained.test(dataset.test)
     answers = [trained.hierarchy.label(node) for node in found.ends]
     assert table["predicted"].to_pylist() == answers

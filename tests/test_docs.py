@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import runpy
 from ast import literal_eval
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from tests.helpers_torch import tiny_encoder
 from tests.stores import tiny_model
 from tests.tiny import write_tiny_dataset
 from utils.classifier import Classifier
+from utils.confidence import LevelMap
 from utils.config import build_config
 from utils.paths import PROJECT_ROOT, Layout
 from utils.store import Store
@@ -47,14 +49,17 @@ def test_the_onnx_examples_answer_as_the_service_does(
     values = {"encoder": str(tiny_encoder(tmp_path)), "max_len": 8, "epochs": 1} if neural else {}
     model = cls(dataset.hierarchy, build_config(cls.Config, values, "x"))
     list(model.fit(dataset.train, dataset.val, epochs=None, seed=0))
+    levels = (LevelMap(a=0.6, c=1.4, b=0.5), LevelMap(a=1.2, c=0.3), LevelMap(b=0.1))
+    model.calibration = replace(model.calibration, levels=levels[: model.tree.depth])
     folder = layout.output(name, "shop")
     model.export_onnx(folder, 17)
     page = (PROJECT_ROOT / "docs" / "onnx.md").read_text(encoding="utf-8")
     examples = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
-    assert len(examples) == 2
+    assert len(examples) == 3
     monkeypatch.chdir(layout.root)
     names: dict[str, object] = {}
-    exec(examples[0 if neural else 1].replace("tfidf_hsgd", name), names)
+    exec(examples[0], names)
+    exec(examples[1 if neural else 2].replace("tfidf_hsgd", name), names)
     classify = names["classify"]
     assert callable(classify)
     texts = [*dataset.test.texts[:20], "wash " * 50, "zzz"]

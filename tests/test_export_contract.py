@@ -131,6 +131,7 @@ def test_the_manifest_is_complete_and_its_hashes_are_right(model: Model, exporte
         model.hierarchy.path(node) for node in model.tree.ending
     ]
     assert manifest["temperature"] == model.calibration.temperature
+    assert manifest["calibration"] == model.calibration.level_values() != []
     assert {"onnx", "onnxruntime", "python", "numpy"} <= set(manifest["versions"])
     assert set(manifest["scorer"]["stages"]) == {"outside", "inside"}
     figures = manifest["parity"]["model.onnx"]
@@ -179,6 +180,7 @@ def test_an_edited_manifest_is_one_line(model: Model, tmp_path: Path, evidence: 
         (key, value) for key in ("scorer", "files", "temperature") for value in (None, "x", [], {})
     ]
     changes += [("temperature", value) for value in (0, -1, float("nan"))]
+    changes += [("calibration", value) for value in ("x", [[1, 1, 0]], [[1, -1, 0]] * 3)]
     changes += [("files", dict.fromkeys(good["files"], "x"))]
     changes += [
         ("scorer", good["scorer"] | {key: value})

@@ -275,6 +275,11 @@ def test_a_temperature_that_no_calibration_gives(load: Callable[..., Any], value
     refused(load, lambda arrays, meta: meta.update(temperature=value))
 
 
+@pytest.mark.parametrize("value", ["x", 7, [[1, 1, 0]] * 64, [["1", 2, None]], [[1e308] * 3]])
+def test_maps_of_levels_that_no_calibration_gives(load: Callable[..., Any], value: Any) -> None:
+    refused(load, lambda arrays, meta: meta.update(calibration=value))
+
+
 @pytest.mark.parametrize("length", [65, 10**6, 2**31 - 1])
 def test_texts_longer_than_the_encoder_takes(load: Callable[..., Any], length: int) -> None:
     refused(load, lambda arrays, meta: meta["config"].update(max_len=length), "max_len")

@@ -19,6 +19,9 @@ from utils.hierarchy import Floats, Hierarchy, Ints
 
 TEMPERATURES = (1e-4, 1e4)  # calibration looks from 1e-3 to 1e3
 LARGEST = 1e3
+LEAST_DOUBT = 0.01
+"""Part of a model's own doubt between siblings that stays where their level seems surer than the
+one above, so that the answer's siblings are possible, and ranked."""
 SMALLEST = 1e-7  # probabilities nearer to 0 or 1 are as good as these: of 32-bit numbers, none are
 
 
@@ -108,8 +111,8 @@ class Calibration:
         if len(self.levels) not in (0, depth):
             raise ValueError(f"it calibrates {len(self.levels)} levels of {depth}")
         for level in self.levels:
-            low = min(level.a, level.c)
-            if not (low >= 0 and max(level.a, level.c, abs(level.b)) <= LARGEST):
+            slopes = all(0 <= number <= LARGEST for number in (level.a, level.c))
+            if not (slopes and abs(level.b) <= LARGEST):
                 raise ValueError(f"a level is calibrated by {level.a}, {level.c}, {level.b}")
 
     def level_confidences(self, probs: Floats) -> Floats:
@@ -125,10 +128,13 @@ class Calibration:
         Floats
             Same shape; never more than on the level above.
         """
-        if not self.levels:
-            return np.minimum(probs, 1.0)
-        mapped = np.stack([level(probs[:, h]) for h, level in enumerate(self.levels)], axis=1)
-        return np.minimum.accumulate(mapped, axis=1).astype(np.float32)
+        found = np.minimum(probs, 1.0)
+        above, sure = np.ones(len(probs)), np.ones(len(probs))
+        for h, level in enumerate(self.levels):
+            here = np.clip(probs[:, h] / np.maximum(above, SMALLEST), 0, 1)
+            sure = np.minimum(level(probs[:, h]), sure * (1 - LEAST_DOUBT * (1 - here)))
+            found[:, h], above = sure, probs[:, h]
+        return found
 
 
 NOTHING_FITTED = Calibration()

@@ -244,7 +244,8 @@ def decode(
     hierarchy, tree
         The ragged tree and its `full_depth`.
     calibration
-        How probabilities become confidences. The paths answered do not depend on its maps.
+        How probabilities become confidences. The answers do not depend on its maps; the order of
+        the other paths may.
     truth, histogram
         True last-level codes (rows,) and where to count scores against them.
     """
@@ -258,11 +259,12 @@ def decode(
     raw_best = raw.argmax(axis=1).astype(np.int32)
     level_probs = _answer_levels(probs, top[:, 0], tree)
     confidences = calibration.level_confidences(level_probs)
+    top, top_probs = _ranked(probs, top, level_probs, confidences, tree, calibration)
     return Predictions(
         hierarchy=hierarchy,
         tree=tree,
         top=top,
-        top_probs=_top_confidences(probs, top, level_probs, confidences, tree, calibration),
+        top_probs=top_probs,
         level_probs=confidences,
         independent=independent_codes(np.asarray(scores), tree),
         raw_best=raw_best,
@@ -278,21 +280,23 @@ def _answer_levels(probs: Floats, answer: Ints, tree: Hierarchy) -> Floats:
     return np.minimum(np.stack(levels, axis=1), 1.0)
 
 
-def _top_confidences(
+def _ranked(
     probs: Floats,
     top: Ints,
     level_probs: Floats,
     confidences: Floats,
     tree: Hierarchy,
     calibration: Calibration,
-) -> Floats:
+) -> tuple[Ints, Floats]:
+    """The most probable paths by confidence, the answer first, and their confidences."""
     found = np.minimum(np.take_along_axis(probs, top, axis=1), 1.0)
-    if calibration.levels:
-        depths = leaving_levels(top, top[:, 0], tree)
-        found = other_paths(found, level_probs, confidences, depths)
-        found[:, 0] = confidences[:, -1]
-        found = np.minimum.accumulate(found, axis=1)  # as they are ranked
-    return found
+    if not calibration.levels:
+        return top, found
+    found = other_paths(found, level_probs, confidences, leaving_levels(top, top[:, 0], tree))
+    found[:, 0] = np.inf
+    order = np.argsort(-found, axis=1, kind="stable")
+    found[:, 0] = confidences[:, -1]
+    return np.take_along_axis(top, order, axis=1), np.take_along_axis(found, order, axis=1)
 
 
 def leaf_confidences(
