@@ -26,6 +26,9 @@ _COMMON = (" > ", " >> ", ">>", ">", " / ", "/", "|", " - ", "::", ":", ";", ","
 _BRACKETS = {"[": "]", "(": ")", "{": "}"}
 _QUOTED = r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\""
 _NUMBERS = re.compile(r"-?\d+(?:\s+-?\d+)+")
+_ITEM = re.compile(rf"(?:^|,)(?:\s*({_QUOTED})\s*(?=,|\Z)|([^,]*))", re.DOTALL)
+_POSTGRES_ITEM = r'(?:"(?:[^"\\]|\\.)*"|[^\s{},"\\\'][^\s{},"\\]*)'
+_POSTGRES = re.compile(rf"\{{{_POSTGRES_ITEM}(?:,{_POSTGRES_ITEM})*\}}", re.DOTALL)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +100,7 @@ def _tidied_labels(labels: Iterable[Label]) -> list[Label]:
 
 
 def _unpacked_cells(cells: Sequence[str]) -> tuple[list[Label], bool]:
-    """Read cells that hold a list in the notation of JSON, Python, NumPy, Java or PostgreSQL.
+    """Read cells that hold a list as JSON, Python, NumPy, Java, PostgreSQL or DuckDB write it.
 
     Returns
     -------
@@ -127,8 +130,10 @@ def _unpacked(cell: str, loose: bool) -> Label | None:
         return ()
     except ValueError:
         value = _literal(cell)
-    if value is None and loose:
-        value = _unquoted(cell[1:-1].strip())
+    if (value is None and loose) or (isinstance(value, set) and _POSTGRES.fullmatch(cell)):
+        value = _unquoted(cell)
+    if value == {} and loose:
+        value = []  # PostgreSQL's empty list
     if isinstance(value, set):
         return tuple((_text(item),) for item in sorted(value, key=str))
     if not isinstance(value, list | tuple):
@@ -159,11 +164,17 @@ def _literal(cell: str) -> Any:
         return None
 
 
-def _unquoted(inside: str) -> list[str] | None:
-    """Read names between commas, as Java and PostgreSQL write lists."""
-    if re.search(r"[\[\]{}':]", inside):
+def _unquoted(cell: str) -> list[str] | None:
+    """Read names between commas, quoted only if they must be: Java, PostgreSQL and DuckDB."""
+    inside = cell[1:-1].strip()
+    items = _ITEM.findall(inside) if inside else []
+    odd = "[]{}:" if cell[0] == "{" else "[]{}"  # lists in lists, or objects
+    if any(sign in bare for _, bare in items for sign in odd):
         return None
-    return [item.strip().strip('"') for item in inside.split(",")]
+    return [
+        re.sub(r"\\(.)", r"\1", quoted[1:-1], flags=re.DOTALL) if quoted else bare.strip()
+        for quoted, bare in items
+    ]
 
 
 def _delimited(

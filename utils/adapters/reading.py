@@ -180,16 +180,19 @@ def to_array(values: Sequence[Any]) -> pa.Array:
     import pyarrow as pa
 
     if any(isinstance(value, list | tuple) for value in values):
-        lists = [
-            [_plain(item) for item in value] if isinstance(value, list | tuple)
-            else None if value is None else [_plain(value)]
-            for value in values
-        ]  # fmt: skip
-        return pa.array(lists, pa.large_list(pa.large_string()))
+        return pa.array(map(_plain_list, values), pa.large_list(pa.large_string()))
     try:
         return pa.array(values, pa.large_string())
     except (pa.ArrowException, UnicodeEncodeError, TypeError):
         return pa.array([_plain(value) for value in values], pa.large_string())
+
+
+def _plain_list(value: Any) -> list[str | None] | None:
+    """One cell as a list of strings; None where it, or an item of it, is no single value."""
+    items = value if isinstance(value, list | tuple) else [value]
+    if value is None or any(isinstance(item, dict | list | tuple) for item in items):
+        return None
+    return [_plain(item) for item in items]
 
 
 def _plain(value: Any) -> str | None:
