@@ -305,3 +305,25 @@ def test_a_workbook_that_unpacks_to_far_more_is_refused(tmp_path: Path) -> None:
     edited(path, lambda xml: xml.replace("</sheetData>", f"{blanks}</sheetData>"))
     with pytest.raises(UserError, match="unpacks to more than 200 times"):
         open_reader(open_source(path), ReadOptions(), ())
+
+
+# -- what programs write differently ------------------------------------------------------
+
+
+def test_characters_that_xml_cannot_hold_are_read(tmp_path: Path) -> None:
+    cells = [("t", "c"), ("two_x000D_\nlines", "Food_x000D_"), ("_x005F_x000D_ _xyz_", "Food")]
+    found = rows(read(workbook(tmp_path / "b.xlsx", cells)))
+    assert found == [("two\r\nlines", "Food\r"), ("_x000D_ _xyz_", "Food")]
+
+
+def test_strict_open_xml_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    path = workbook(tmp_path / "b.xlsx", [("t", "c"), ("a", "A")])
+
+    def strict(text: str) -> str:
+        main = "http://schemas.openxmlformats.org/spreadsheetml/2006/main"
+        return text.replace(main, "http://purl.oclc.org/ooxml/spreadsheetml/main")
+
+    for part in ("workbook.xml", "sheet1.xml"):
+        edited(path, strict, part)
+    with pytest.raises(UserError, match="no sheet that can be read: .* Strict Open XML"):
+        read(path, "t", "c")

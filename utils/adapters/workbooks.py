@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import re
 import warnings
 import zipfile
 import zlib
@@ -26,6 +27,7 @@ FAILURES = (
 )  # fmt: skip
 _ERRORS = ("#N/A", "#REF!", "#DIV/0!", "#VALUE!", "#NAME?", "#NUM!", "#NULL!", "#SPILL!", "#CALC!")
 _NO_TIME = datetime.time()
+_ESCAPED = re.compile(r"_x([0-9A-Fa-f]{4})_")  # characters that XML cannot hold
 
 Row = tuple[tuple[int, ...], tuple[Any, ...]]
 """Columns that have a value, from 1, and the values."""
@@ -210,6 +212,13 @@ def shown(value: Any) -> str | None:
     return str(value)
 
 
+def _unescaped(value: Any) -> Any:
+    """A cell's value with the characters that a workbook writes as ``_x000D_``."""
+    if not isinstance(value, str) or "_x" not in value:
+        return value
+    return _ESCAPED.sub(lambda found: chr(int(found[1], 16)), value)
+
+
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Without openpyxl's warnings of styles, which nobody needs here."""
@@ -228,7 +237,10 @@ def _chosen(book: Any, source: SourceFile, sheet: str | None) -> tuple[str, tupl
     """The sheet to read: the named one, else the first that is not hidden; and a note on it."""
     names = [one.title for one in book.worksheets]  # charts, too, may stand on sheets
     if not names:
-        raise UserError(f"{source.path} has no sheet with cells.")
+        raise UserError(
+            f"{source.path} has no sheet that can be read: open it in a spreadsheet program and "
+            "save it as xlsx (not as Strict Open XML) or csv."
+        )
     if sheet is not None and sheet not in names:
         raise unknown("sheet", sheet, names)
     visible = [one.title for one in book.worksheets if one.sheet_state == "visible"]
@@ -272,7 +284,9 @@ def _read_sheet(book: Any, name: str, limit: int | None = None) -> Sheet:
             parser.row_dimensions.clear()  # one for each styled row, which nobody asks for
             if limit and number > limit:
                 break
-            values = {c["column"]: c["value"] for c in cells if c["value"] not in (None, "")}
+            values = {
+                c["column"]: _unescaped(c["value"]) for c in cells if c["value"] not in (None, "")
+            }
             if values:
                 columns = tuple(values)
                 found.rows[number] = layouts.setdefault(columns, columns), tuple(values.values())
