@@ -14,12 +14,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from utils.adapters.dialect import without_escapes
 from utils.adapters.reading import ReadOptions
 from utils.adapters.reading import open_reader as adapt_reader
 from utils.adapters.sources import open_source
 from utils.errors import UserError
 from utils.hierarchy import label_of
 from utils.paths import PROJECT_ROOT
+from utils.predicting.formats import Unescaped
 from utils.predicting.reading import open_rows
 
 TEXTS = ["café", "żółw, mały", "日本語", 'so-called "x"\nof two lines', "😀"]
@@ -178,3 +180,41 @@ def test_the_page_says_how_names_are_escaped() -> None:
     for letter in (">", "\\"):
         assert label_of(("a", f"b{letter}c")) == f"a > b\\{letter}c"
         assert f"`\\{letter}`" in page
+
+
+ESCAPED = [
+    ['he said "hi", bye', "plain", "C:\\temp\\", 'all "quoted"'],
+    ['a pipe of 42"', "plain", 'a pipe of 43"', "plain", "two\nlines"],
+    ["\\" * 31, 'x "y" z', "\\" * 8 + '"a'],
+]
+
+
+def escaped(cells: list[str]) -> bytes:
+    """A table of one column as MySQL writes it."""
+    escapes = str.maketrans({"\\": "\\\\", '"': '\\"'})
+    return "".join(f'"{cell.translate(escapes)}"\n' for cell in ["text", *cells]).encode()
+
+
+@pytest.mark.parametrize("cells", ESCAPED)
+def test_escaped_quotes_are_read_as_adapt_reads_them(cells: list[str], tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_bytes(escaped(cells))
+    reader = adapt_reader(open_source(tmp_path / "t.csv"), ReadOptions(), ["text"])
+    assert reader.read(["text"]).table["text"].to_pylist() == cells
+    assert texts(tmp_path / "t.csv") == cells
+
+
+@pytest.mark.parametrize("size", range(1, 9))
+@pytest.mark.parametrize("cells", ESCAPED)
+def test_escapes_across_blocks_stay_whole(cells: list[str], size: int) -> None:
+    class Slow(io.BytesIO):
+        def read1(self, _: int | None = -1) -> bytes:
+            return self.read(size)
+
+    data = escaped(cells)
+    assert io.BufferedReader(Unescaped(Slow(data))).read() == without_escapes(data, '"')
+
+
+def test_backslashes_before_quotes_that_are_none_of_escapes_stay(tmp_path: Path) -> None:
+    cells = ["C:\\temp\\", "D:\\", json.dumps({"said": 'say "hi", bye'})]
+    (tmp_path / "t.csv").write_text(csv_of(cells))
+    assert texts(tmp_path / "t.csv") == cells

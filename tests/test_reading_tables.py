@@ -10,6 +10,7 @@ import json
 import lzma
 import tarfile
 import time
+import uuid
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -572,3 +573,39 @@ def test_lines_of_a_page_can_be_read_by_a_pattern(layout: Layout, tmp_path: Path
 def test_a_header_that_looks_like_a_signature_is_one(first: str, tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text(f"{first},t,c\nx,a,A\n")
     assert rows(read(tmp_path / "t.csv")) == [("a", "A")]
+
+
+def test_uuids_are_as_people_write_them(tmp_path: Path) -> None:
+    ids = [uuid.UUID(int=seed * 0x1234567890ABCDEF1234567) for seed in range(1, 5)]
+    column = pa.array([*(one.bytes for one in ids), None], pa.uuid())
+    table = pa.table({"t": list("abcde"), "c": column})
+    pq.write_table(table, tmp_path / "u.parquet")
+    pyarrow.feather.write_feather(table, tmp_path / "u.feather")
+    for name in ("u.parquet", "u.feather"):
+        assert [c for _, c in rows(read(tmp_path / name))] == [*map(str, ids), None]
+
+
+@pytest.mark.parametrize("kind", ["csv", "json", "jsonl"])
+@pytest.mark.parametrize("encoding", ["utf-32-le", "utf-32-be", "utf-16-le", "utf-16-be"])
+def test_a_mark_decides_the_encoding(encoding: str, kind: str, tmp_path: Path) -> None:
+    cells = [{"t": f"żółw {i}", "c": "Ł"} for i in range(20)]
+    lines = [json.dumps(cell, ensure_ascii=False) for cell in cells]
+    text = {
+        "csv": "t,c\n" + "".join(f"{cell['t']},Ł\n" for cell in cells),
+        "json": f"[{','.join(lines)}]",
+        "jsonl": "\n".join(lines),
+    }[kind]
+    found = read(tmp_path / f"e.{kind}", ("\ufeff" + text).encode(encoding))
+    assert rows(found) == [tuple(cell.values()) for cell in cells]
+
+
+@pytest.mark.parametrize("contents", ["t,c", "t,c\n", "title\nt,c"])
+def test_a_header_alone_is_a_table_without_rows(contents: str, tmp_path: Path) -> None:
+    found = read(tmp_path / "h.csv", contents, header_row=1 + contents.count("title"))
+    assert rows(found) == []
+
+
+def test_a_header_of_very_many_columns_is_whole(tmp_path: Path) -> None:
+    names = [f"number_{i:06}" for i in range(30_000)]
+    contents = ",".join([*names, "t", "c"]) + "\n" + ",".join(["1"] * 30_000 + ["a", "A"]) + "\n"
+    assert rows(read(tmp_path / "w.csv", contents)) == [("a", "A")]

@@ -54,7 +54,8 @@ def _plain(array: pa.Array) -> pa.Array:
 
     kind = array.type
     if isinstance(kind, pa.BaseExtensionType):
-        return _plain(array.storage)
+        uuid = kind.extension_name == "arrow.uuid"
+        return uuid_texts(array) if uuid else _plain(array.storage)
     if types.is_dictionary(kind):
         return _plain(array.dictionary).take(array.indices)
     if types.is_run_end_encoded(kind):
@@ -69,6 +70,14 @@ def _plain(array: pa.Array) -> pa.Array:
         lengths = pc.fill_null(pc.list_value_length(array), 0).to_numpy(zero_copy_only=False)
         return _lists(lengths, _plain(pc.list_flatten(array)), array)
     return array
+
+
+def uuid_texts(column: pa.Array | pa.ChunkedArray) -> pa.Array:
+    """UUIDs as people write them, not as the bytes that they are stored as."""
+    import pyarrow as pa
+
+    texts = [None if one is None else str(one) for one in column.to_pylist()]
+    return pa.array(texts, pa.large_string())
 
 
 def _from_views(array: pa.Array) -> pa.Array:

@@ -96,6 +96,8 @@ class CsvReader(Reader):
                 return table if single else _put_back(table, sep), broken
             except pa.ArrowInvalid as error:
                 failure = error
+        if "Empty CSV" in str(failure):  # a header without a line end
+            return pa.table({name: pa.array([], pa.large_string()) for name in wanted}), []
         raise UserError(
             f"{self._path} cannot be read as a table: {str(failure).splitlines()[0]}. "
             "Check --sep; where quotes are ordinary characters, add --quote ''."

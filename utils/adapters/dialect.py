@@ -6,6 +6,7 @@ import csv
 import re
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from io import StringIO
 
@@ -62,7 +63,9 @@ def dialect_of(data: bytes, options: ReadOptions, hints: Sequence[str]) -> Diale
     if options.header_row and start_of_line(data, options.header_row - 1) == len(data):
         raise UserError(f"--header-row is {options.header_row}: there are not so many lines.")
     skipped = options.header_row - 1 if options.header_row else int(declared is not None)
-    head = data[start_of_line(data, skipped) :][:_SNIFFED].decode("utf-8", "replace")
+    start = start_of_line(data, skipped)
+    end = max(start + _SNIFFED, start_of_line(data, skipped + 1))  # the header must be whole
+    head = data[start:end].decode("utf-8", "replace")
     whole = len(data) <= _SNIFFED
     if options.sep is not None:
         separators: Sequence[str] = [separator(options.sep, options.quote)]
@@ -159,6 +162,23 @@ def escape_signs(data: bytes, sep: str, quote: str) -> int:
     if pc.match_substring_regex(text, sign)[0].as_py():  # RE2: linear
         return CERTAIN
     return POSSIBLE if re.search(rf"\\{q}{q}(?:{s}|[\r\n]|$)".encode(), data) else 0
+
+
+def has_escapes(head: bytes, sep: str, quote: str) -> bool:
+    """Whether the first rows of a table have backslashes before quotes, or are read better so."""
+    doubt = escape_signs(head, sep, quote)
+    if doubt != POSSIBLE:
+        return doubt == CERTAIN
+    return _rows_that_fit(without_escapes(head, quote), sep) > _rows_that_fit(head, sep)
+
+
+def _rows_that_fit(head: bytes, sep: str) -> int:
+    """Rows as wide as the first one."""
+    reader = csv.reader(StringIO(head.decode("utf-8", "replace"), newline=""), delimiter=sep)
+    widths: list[int] = []
+    with suppress(csv.Error):  # a cell beyond csv's limit
+        widths.extend(len(row) for row in reader if row)
+    return widths.count(widths[0]) if widths else 0
 
 
 def without_escapes(data: bytes, quote: str) -> bytes:

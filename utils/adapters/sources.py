@@ -86,9 +86,7 @@ def open_source(path: Path, kind: str | None = None) -> SourceFile:
 
 
 def _is_text(head: bytes) -> bool:
-    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        return True
-    if _utf16_guess(head):
+    if marked_encoding(head):
         return True
     # A NUL or two among letters is dirt; characters that separate columns are no sign either.
     control = sum(head.count(bytes([code])) for code in range(28) if code not in _IN_TEXT)

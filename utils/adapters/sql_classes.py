@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from utils.adapters.arrow_types import uuid_texts
 from utils.adapters.columns import encoded, strings
 from utils.adapters.labels import EMPTY, ORPHAN, LabelOptions, Labels, labels_of
 from utils.adapters.several import JOIN
@@ -86,8 +87,7 @@ def _stored(column: pa.ChunkedArray) -> pa.ChunkedArray:
 
     kind: Any = column.type
     if kind.extension_name == "arrow.uuid":
-        texts = [None if one is None else str(one) for one in column.to_pylist()]
-        return pa.chunked_array([pa.array(texts, pa.large_string())])
+        return pa.chunked_array([uuid_texts(column)])
     stored = pc.cast(column, kind.storage_type)
     return _without_zeros(stored) if getattr(kind, "type_name", "") == "numeric" else stored
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any, cast
 
+from utils.adapters.dialect import without_escapes
 from utils.adapters.sources import known_encoding, marked_encoding
 from utils.errors import UserError
 from utils.files import atomic_path, followed, is_device
@@ -108,6 +109,39 @@ class Recoded(io.RawIOBase):
         size = min(len(buffer), len(self._rest))
         buffer[:size], self._rest = self._rest[:size], self._rest[size:]
         return size
+
+
+class Unescaped(io.RawIOBase):
+    """A text table whose quotes are doubled where they had a backslash before them."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream = stream
+        self._kept = b""  # a backslash whose next character is still to be read
+        self._rest = memoryview(b"")
+        self._ended = False
+
+    def readable(self) -> bool:
+        """It is."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Read some bytes, as many as are there."""
+        while not self._rest and not self._ended:
+            read = cast(Any, self._stream).read1(BUFFER)
+            self._ended = not read
+            data = self._kept + read
+            odd = (len(data) - len(data.rstrip(b"\\"))) % 2 and not self._ended
+            self._kept = b"\\" if odd else b""
+            self._rest = memoryview(without_escapes(data[:-1] if odd else data, '"'))
+        size = min(len(buffer), len(self._rest))
+        buffer[:size], self._rest = self._rest[:size], self._rest[size:]
+        return size
+
+
+def unescaped(source: Input) -> Input:
+    """The same text table with doubled quotes in the place of backslashes and quotes."""
+    stream = io.BufferedReader(Unescaped(source.stream), BUFFER)
+    return replace(source, stream=cast(IO[bytes], stream))
 
 
 def as_utf8(source: Input, encoding: str | None = None) -> Input:

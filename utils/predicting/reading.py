@@ -15,11 +15,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from utils.adapters.columns import texts_of
-from utils.adapters.dialect import declared_separator, dialect_of
+from utils.adapters.dialect import declared_separator, dialect_of, has_escapes
 from utils.adapters.headers import header_hint
 from utils.adapters.reading import ReadOptions
 from utils.errors import UserError
-from utils.predicting.formats import BUFFER, SEPARATORS, Input, as_utf8, open_input, peeked
+from utils.predicting.formats import (
+    BUFFER,
+    SEPARATORS,
+    Input,
+    as_utf8,
+    open_input,
+    peeked,
+    unescaped,
+)
 from utils.predicting.rows import (
     BLOCK,
     TEXT_COLUMNS,
@@ -69,6 +77,9 @@ class CsvRows(TableRows):
         declared = declared_separator(self._head)
         self._separator = options.sep or declared or separator
         self._skipped = options.header_row - 1 if options.header_row else int(declared is not None)
+        self._escaped = has_escapes(self._head, self._separator, '"')
+        if self._escaped:
+            self.source = unescaped(source)
         self._broken: InvalidRow | None = None
         with explained(self, "a table"):
             self._reader = self._open()
@@ -133,7 +144,8 @@ class CsvRows(TableRows):
             return None
         lines = [line.encode() for line in row.splitlines()]
         with open_input(self.source.path) as again:
-            stream = as_utf8(again, self._options.encoding).stream
+            decoded = as_utf8(again, self._options.encoding)
+            stream = (unescaped(decoded) if self._escaped else decoded).stream
             window: deque[bytes] = deque(maxlen=len(lines))
             for number, line in enumerate(stream, 1):
                 window.append(line.rstrip(b"\r\n"))
