@@ -320,10 +320,12 @@ def test_strict_open_xml_is_refused_with_what_to_do(tmp_path: Path) -> None:
     path = workbook(tmp_path / "b.xlsx", [("t", "c"), ("a", "A")])
 
     def strict(text: str) -> str:
-        main = "http://schemas.openxmlformats.org/spreadsheetml/2006/main"
-        return text.replace(main, "http://purl.oclc.org/ooxml/spreadsheetml/main")
+        for kind in ("spreadsheetml", "officeDocument"):
+            before = f"http://schemas.openxmlformats.org/{kind}/2006"
+            text = text.replace(before, f"http://purl.oclc.org/ooxml/{kind}")
+        return text
 
-    for part in ("workbook.xml", "sheet1.xml"):
+    for part in ("workbook.xml", "workbook.xml.rels", "sheet1.xml"):
         edited(path, strict, part)
     with pytest.raises(UserError, match="no sheet that can be read: .* Strict Open XML"):
         read(path, "t", "c")
