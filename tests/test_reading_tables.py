@@ -609,3 +609,28 @@ def test_a_header_of_very_many_columns_is_whole(tmp_path: Path) -> None:
     names = [f"number_{i:06}" for i in range(30_000)]
     contents = ",".join([*names, "t", "c"]) + "\n" + ",".join(["1"] * 30_000 + ["a", "A"]) + "\n"
     assert rows(read(tmp_path / "w.csv", contents)) == [("a", "A")]
+
+
+@pytest.mark.parametrize("sep", [",", "||"])
+def test_stray_quotes_that_join_lines_are_named(sep: str, tmp_path: Path) -> None:
+    lines = [f"text {i}{sep}{'AB'[i % 2]}" for i in range(40)]
+    lines[3] = f'"5 inch pipe" and more{sep}A'  # harms nobody
+    lines[4] = f'"two\nlines ""so"" {sep}"{sep}A'
+    for i in (9, 14, 20, 22):
+        lines[i] = '"' + lines[i]
+    contents = f"t{sep}c\n" + "\n".join(lines) + "\n"
+    found = read(tmp_path / "q.csv", contents, sep=sep)
+    (note,) = found.notes
+    assert note.startswith("stray quotes joined 9 lines to 2 rows, the first 6 from line 12 on")
+    plain = read(tmp_path / "q.csv", contents, sep=sep, quote="")
+    assert not [note for note in plain.notes if "joined" in note]
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_cells_of_several_lines_are_no_doubt(end: str, tmp_path: Path) -> None:
+    cells = [(f'a "q" {i},{end}"{end}5"{end}', "A") for i in range(20)] + [("\n", '"'), ("x", "")]
+    stream = io.StringIO()
+    csv.writer(stream, lineterminator=end).writerows([("t", "c"), *cells])
+    assert not read(tmp_path / "q.csv", stream.getvalue()).notes
+    unquoted = f't,c{end}5" pipe,A{end}"two{end}lines",B{end}7" and 8",A{end}'
+    assert not read(tmp_path / "q.csv", unquoted).notes

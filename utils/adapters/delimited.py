@@ -6,7 +6,14 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from utils.adapters.dialect import CERTAIN, STAND_IN, dialect_of, escape_signs, without_escapes
+from utils.adapters.dialect import (
+    CERTAIN,
+    STAND_IN,
+    dialect_of,
+    escape_signs,
+    joined_lines,
+    without_escapes,
+)  # fmt: skip
 from utils.adapters.headers import header_hint, repeated_note, without_headers
 from utils.adapters.kinds import refuse_page
 from utils.adapters.reading import (
@@ -76,8 +83,23 @@ class CsvReader(Reader):
                 *repeated_note(repeated),
                 *_uneven(rows, table.num_rows),
                 *_swallowed(broken, self._options.quote),
+                *self._joined(data, table.num_rows + repeated + len(broken)),
                 *_long_cells(table, data),
             ),
+        )
+
+    def _joined(self, data: bytes, rows: int) -> tuple[str, ...]:
+        """Say where a stray quote opened a cell that another one, lines below, closed."""
+        if data.count(b"\n") <= self._dialect.skipped + 1 + rows:
+            return ()  # no cell has several lines
+        places = joined_lines(data, self._dialect.sep, self._options.quote)
+        if not places:
+            return ()
+        line, count = next(iter(places.items()))
+        return (
+            f"stray quotes joined {sum(places.values()):,} lines to {len(places):,} rows, the "
+            f"first {count:,} from line {line:,} on: mend them, or add --quote '' where quotes "
+            "are ordinary characters",
         )
 
     def _parse(self, data: bytes, wanted: Sequence[str]) -> tuple[pa.Table, list[InvalidRow]]:

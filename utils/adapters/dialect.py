@@ -181,6 +181,42 @@ def _rows_that_fit(head: bytes, sep: str) -> int:
     return widths.count(widths[0]) if widths else 0
 
 
+def joined_lines(data: bytes, sep: str, quote: str) -> dict[int, int]:
+    """Find cells of several lines behind whose last quote the cell goes on, as none is written.
+
+    Returns
+    -------
+    dict
+        How many lines the row has, by its first line.
+    """
+    if not quote or _is_well_quoted(data, sep, quote):
+        return {}
+    text = data.decode("utf-8", "replace")
+    if len(sep.encode()) > 1:
+        text, sep = text.replace(sep, STAND_IN), STAND_IN
+    reader = csv.reader(StringIO(text, newline=""), delimiter=sep, quotechar=quote, strict=True)
+    found: dict[int, int] = {}
+    while True:
+        before = reader.line_num
+        try:
+            next(reader)
+        except StopIteration:
+            return found
+        except csv.Error as error:
+            if reader.line_num > before + 1 and "expected after" in str(error):
+                found[before + 1] = reader.line_num - before
+
+
+def _is_well_quoted(data: bytes, sep: str, quote: str) -> bool:
+    """Whether quotes stand at the edges of cells or in pairs; whole columns of bytes at once."""
+    import numpy as np
+
+    view = np.frombuffer(b"\n" + data + b"\n", dtype=np.uint8)
+    quotes = np.flatnonzero(view == ord(quote))
+    edges = np.isin(np.arange(256), [10, 13, ord(quote), *sep.encode()])
+    return bool(edges[view[quotes[::2] - 1]].all() and edges[view[quotes[1::2] + 1]].all())
+
+
 def without_escapes(data: bytes, quote: str) -> bytes:
     """Double the quotes that have a backslash before them; a doubled backslash is one."""
     mark = quote.encode()
