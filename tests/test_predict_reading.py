@@ -12,8 +12,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from utils.adapters.columns import texts_of
 from utils.adapters.dialect import without_escapes
 from utils.adapters.reading import ReadOptions
 from utils.adapters.reading import open_reader as adapt_reader
@@ -218,3 +221,23 @@ def test_backslashes_before_quotes_that_are_none_of_escapes_stay(tmp_path: Path)
     cells = ["C:\\temp\\", "D:\\", json.dumps({"said": 'say "hi", bye'})]
     (tmp_path / "t.csv").write_text(csv_of(cells))
     assert texts(tmp_path / "t.csv") == cells
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_columns_of_numbers_join_a_text_as_in_adapt(kind: str, tmp_path: Path) -> None:
+    path, names = tmp_path / f"t.{kind}", ("title", "year", "tags")
+    rows = [
+        {"title": "red", "year": 1999, "tags": ["a", "b"]},
+        {"title": "blue", "year": None, "tags": []},
+        {"title": "grün", "year": 7, "tags": None},
+    ]
+    if kind == "parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    else:
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    batch = adapt_reader(open_source(path), ReadOptions(), names).read(names)
+    learned, _ = texts_of(batch.table, names)
+    with open_rows(path, kind, text=names) as table:
+        found = [text for chunk in table.chunks(2) for text in chunk.texts]
+    assert found == learned.to_pylist()
+    assert found[0].startswith("red\n1999\n")

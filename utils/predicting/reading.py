@@ -14,10 +14,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from utils.adapters.columns import texts_of
+from utils.adapters.arrow_types import plain_table
+from utils.adapters.columns import refuse_nested, texts_of
 from utils.adapters.dialect import declared_separator, dialect_of, has_escapes
 from utils.adapters.headers import header_hint
-from utils.adapters.reading import ReadOptions
+from utils.adapters.reading import ReadOptions, to_array
 from utils.errors import UserError
 from utils.predicting.formats import (
     BUFFER,
@@ -182,8 +183,7 @@ class ParquetRows(TableRows):
             self._file = pq.ParquetFile(self._seekable(), pre_buffer=False, buffer_size=BUFFER)
         self.columns = tuple(self._file.schema_arrow.names)
         self.text = self.choose(self.columns)
-        for name in self.text:
-            self._check_text(name)
+        self._check_texts()
         self._done = 0
 
     def _seekable(self) -> Any:
@@ -199,16 +199,18 @@ class ParquetRows(TableRows):
     def _schema(self) -> pa.Schema:
         return self._file.schema_arrow
 
-    def _check_text(self, name: str) -> None:
+    def _check_texts(self) -> None:
+        """Refuse nested values, and rows without any column of texts."""
         import pyarrow.types as types
 
-        kind = self._file.schema_arrow.field(name).type
-        kind = kind.value_type if types.is_dictionary(kind) else kind
-        if not (
-            types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind)
-            or types.is_null(kind)
-        ):  # fmt: skip
-            raise UserError(f"Column {name!r} of {self.name} holds {kind}, not text.")
+        columns = plain_table(self._picked(self._schema().empty_table()))
+        refuse_nested(columns)
+        if not any(
+            types.is_string(kind) or types.is_large_string(kind) or types.is_null(kind)
+            for kind in columns.schema.types
+        ):
+            kind = columns.schema.types[0]
+            raise UserError(f"Column {self.text[0]!r} of {self.name} holds {kind}, not text.")
 
     def part(self) -> float | None:
         """Share of the rows that have been read."""
@@ -296,23 +298,13 @@ class JsonRows(Rows):
         import pyarrow as pa
 
         numbers, lines, records = map(list, zip(*rows, strict=True))
-        columns = {
-            name: pa.array([_string(record.get(name)) for record in records], pa.large_string())
-            for name in self.text
-        }
-        texts, _ = texts_of(pa.table(columns), self.text)
-        return Chunk(texts=texts.to_pylist(), lines=lines, records=records, numbers=numbers)
-
-
-def _string(value: Any) -> str | None:
-    """A string that can be encoded; None for everything else."""
-    if not isinstance(value, str):
-        return None
-    try:
-        value.encode()
-    except UnicodeEncodeError:  # half of a surrogate pair
-        return value.encode("utf-8", "replace").decode()
-    return value
+        columns = {name: to_array([record.get(name) for record in records]) for name in self.text}
+        joined, _ = texts_of(pa.table(columns), self.text)
+        texts = [
+            text if any(isinstance(record.get(name), str) for name in self.text) else ""
+            for text, record in zip(joined.to_pylist(), records, strict=True)
+        ]
+        return Chunk(texts=texts, lines=lines, records=records, numbers=numbers)
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from utils.adapters.arrow_types import plain_table
 from utils.adapters.columns import texts_of
 from utils.adapters.sources import likely_encoding
 from utils.errors import UserError, unknown
@@ -161,9 +162,12 @@ class TableRows(Rows):
         """The columns."""
 
     def _chunk(self, table: pa.Table) -> Chunk:
-        picked = table.select([table.column_names.index(name) for name in self.text])
-        texts, _ = texts_of(picked, self.text)
+        texts, _ = texts_of(plain_table(self._picked(table)), self.text)
         return Chunk(texts=texts.to_pylist(), table=table)
+
+    def _picked(self, table: pa.Table) -> pa.Table:
+        """The text columns."""
+        return table.select([table.column_names.index(name) for name in self.text])
 
 
 @contextmanager
