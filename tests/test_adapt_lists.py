@@ -125,3 +125,16 @@ def test_a_list_with_lists_in_it_costs_its_row(
     assert result.exit_code == 0, result.output
     assert {path for _, path in rows_of(load_dataset(layout, "d"))} == {("A", "B"), ("A", "C")}
     assert sum(report_of(layout)["rows"]["dropped"].values()) == 1
+
+
+@pytest.mark.parametrize(("delimiter", "odd"), [(" > ", "A>x"), (" - ", "A-x"), (" / ", "A/ x")])
+def test_a_delimiter_without_its_spaces_is_noted(delimiter: str, odd: str) -> None:
+    cells = [f"A{delimiter}x", f"A{delimiter}T-shirt", f"B{delimiter}y>z"]
+
+    def notes(values: Sequence[str]) -> tuple[str, ...]:
+        table = pa.table({"c": list(values)})
+        return tuple(labels_of(table, ["c"], LabelOptions(delimiter=delimiter)).notes)
+
+    assert not notes(cells)
+    (note,) = notes([*cells, odd])
+    assert note.startswith(f"1 names at the root, such as {odd!r}, hold {delimiter.strip()!r} ")

@@ -218,6 +218,23 @@ def _hold_paths(labels: Iterable[list[list[list[str]]]]) -> bool:
     )
 
 
+def spacing_hint(labels: Iterable[Label], delimiter: str) -> str | None:
+    """Say that labels hold the delimiter without its spaces: behind the name of a root."""
+    core = delimiter.strip()
+    if core in ("", delimiter):
+        return None
+    firsts = {path[0] for label in labels for path in label if path}
+    odd = sorted(
+        name for name in firsts if core in name and name.partition(core)[0].strip() in firsts
+    )
+    if not odd:
+        return None
+    return (
+        f"{len(odd):,} names at the root, such as {odd[0]!r}, hold {core!r} without the spaces of "
+        f"the delimiter: --delimiter {core!r} divides both"
+    )
+
+
 def delimiter_hint(labels: Sequence[Label]) -> str | None:
     """Say that labels of one name look like whole paths: most hold the same separator."""
     names = [path[0] for label in labels for path in label[:1] if len(path) == 1]

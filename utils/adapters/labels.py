@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from utils.adapters.cells import MAX_DEPTH, Label, Path, delimiter_hint, read_cells
+from utils.adapters.cells import MAX_DEPTH, Label, Path, delimiter_hint, read_cells, spacing_hint
 from utils.adapters.lookalikes import missing_note, one_spelling
 from utils.adapters.renames import Renames, renamed, unused_note
 from utils.adapters.several import (
@@ -135,6 +135,8 @@ def labels_of(
             cells.labels, options.delimiter, cells.one_string, cells.levels
         )
     if not (options.delimiter or cells.levels) and (hint := delimiter_hint(labels)):
+        notes.append(hint)
+    if options.delimiter and (hint := spacing_hint(labels, options.delimiter)):
         notes.append(hint)
     weights = np.bincount(cells.rows, counts, minlength=len(labels)).astype(int).tolist()
     labels, parents, more = _with_final_names(labels, weights, options)
