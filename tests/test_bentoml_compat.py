@@ -1,5 +1,6 @@
 """bentoml 0.13.1 runs on this Python, and programs that do not use it do not pay for that."""
 
+import logging
 import os
 import re
 import socket
@@ -231,11 +232,13 @@ def test_workers_and_threads_follow_from_the_cores(
 def test_a_number_of_cores_that_is_none_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     from ktt_bentoml_compat.servers import share_cores
 
-    for wrong in ("0", "-1", "two", "1.5", "²", " "):
-        monkeypatch.setenv("KTT_CORES", wrong)
-        with pytest.raises(SystemExit) as stopped:
-            share_cores(None)
-        assert str(stopped.value).startswith("Error: KTT_CORES=")
+    for wrong in ("0", "-1", "two", "1.5", "²", " ", "99999", "1" * 5000):
+        for variable in ("KTT_CORES", "KTT_THREADS"):
+            monkeypatch.setenv(variable, wrong)
+            with pytest.raises(SystemExit) as stopped:
+                share_cores(None)
+            assert str(stopped.value).startswith(f"Error: {variable}=")
+            monkeypatch.delenv(variable)
 
 
 def test_a_port_that_cannot_be_had_is_one_line_before_anything_is_started() -> None:
@@ -291,6 +294,68 @@ def test_nothing_is_started_on_a_port_in_use() -> None:
             with pytest.raises(SystemExit):
                 module[name](port=taken.getsockname()[1])
     assert not started
+
+
+def test_what_is_no_bundle_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    contents = (b"", b"metadata: [", b"version: 1\nkind: x\n", b"\xff\0")
+    for number, damaged in enumerate(contents):
+        (tmp_path / f"damaged{number}").mkdir()
+        (tmp_path / f"damaged{number}" / "bentoml.yml").write_bytes(damaged)
+    code = (
+        f"import os, bentoml; os.chdir({str(tmp_path)!r})\n"
+        "from ktt_bentoml_compat.servers import check_bundle\n"
+        "for folder in ('', 'empty', 'none', *(f'damaged{number}' for number in range(4))):\n"
+        "    try:\n"
+        "        check_bundle(folder)\n"
+        "    except SystemExit as stopped:\n"
+        "        print(stopped)"
+    )
+    lines = python(code, tmp_path).splitlines()
+    assert [line.startswith("Error: ") for line in lines] == [True] * 7
+    assert ["holds no bundle" in line for line in lines] == [True] * 3 + [False] * 4
+    assert "damaged0" in lines[0]  # which is in it
+    assert ["bentoml.yml is damaged" in line for line in lines] == [False] * 3 + [True] * 4
+
+
+def test_batches_that_nothing_fits_are_one_line() -> None:
+    from ktt_bentoml_compat.servers import check_batches
+
+    for name in ("mb_max_batch_size", "mb_max_latency"):
+        for fine in (None, 0, 1):
+            check_batches({name: fine})
+        with pytest.raises(SystemExit, match=f"--{name.replace('_', '-')} -1 "):
+            check_batches({name: -1})
+
+
+def test_a_bundle_that_cannot_be_loaded_is_one_line(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ktt_bentoml_compat import servers
+
+    monkeypatch.setattr(servers, "log", logging.getLogger("test of loading"))
+    with caplog.at_level(logging.INFO), pytest.raises(SystemExit) as ended, servers._loading():
+        raise ValueError("a damaged\nfile")
+    assert ended.value.code == 3  # gunicorn does not try again
+    assert caplog.messages == ["The bundle cannot be loaded (ValueError): a damaged file"]
+    assert not caplog.records[0].exc_info
+
+
+def test_who_is_told_to_leave_while_loading_leaves_without_an_error(tmp_path: Path) -> None:
+    """An exception would be taken for one of what is imported, as here."""
+    code = (
+        "import os, signal, sys\n"
+        "from ktt_bentoml_compat import processes\n"
+        "signal.signal(signal.SIGQUIT, lambda *_: sys.exit(0))\n"
+        "with processes.leaving_at_once():\n"
+        "    try:\n"
+        "        os.kill(os.getpid(), signal.SIGQUIT)\n"
+        "        print('goes on')\n"
+        "    except BaseException:\n"
+        "        print('damaged')\n"
+        "print('loaded')"
+    )
+    assert python(code, tmp_path) == ""
 
 
 def test_services_of_one_home_folder_count_apart(tmp_path: Path) -> None:

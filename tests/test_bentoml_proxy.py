@@ -1,10 +1,12 @@
 """The proxy in front of the API workers: what one client may take from the others."""
 
 import asyncio
+import gc
 import gzip
 import re
 import socket
 import time
+import tracemalloc
 from types import SimpleNamespace
 from typing import Any
 
@@ -87,6 +89,72 @@ def test_no_answer_tells_versions(start: bytes) -> None:
     head, _ = talk(start + b"\r\nHost: a\r\n\r\n")
     assert re.findall(rb"(?im)^server: *(.*?)\r$", head) == [b"bentoml"]
     assert not re.search(rb"(?i)aiohttp|python", head)
+
+
+def bodies_kept(bodies: Any, rounds: int = 5, size: int = 3_000_000) -> tuple[int, list[int]]:
+    """Bytes still there after clients broke off in their bodies; statuses of whole ones at once."""
+    from aiohttp import web
+    from ktt_bentoml_compat import proxy
+
+    head = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % (size + 1)
+    gate = asyncio.Event()
+
+    async def handler(request: web.Request) -> web.Response:
+        await gate.wait()
+        return web.Response(text="done")
+
+    @web.middleware
+    async def front(request: web.Request, handler: Any) -> web.StreamResponse:
+        return await proxy.answer(request, handler, bodies=bodies)
+
+    async def run() -> tuple[int, list[int]]:
+        app = web.Application(middlewares=[front], client_max_size=2 * size)
+        app.router.add_post("/", handler)
+        runner = web.AppRunner(app)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        where = runner.addresses[0][:2]
+        gc.disable()  # what only a collection would free is not free in time
+        tracemalloc.start()
+        try:
+            for _ in range(rounds):
+                _, writer = await asyncio.open_connection(*where)
+                writer.write(head + bytes(size))
+                await writer.drain()
+                await asyncio.sleep(0.05)
+                writer.transport.abort()
+            await asyncio.sleep(0.1)
+            kept = tracemalloc.get_traced_memory()[0]
+        finally:
+            tracemalloc.stop()
+            gc.enable()
+        whole = [await asyncio.open_connection(*where) for _ in range(3)]
+        for _, writer in whole:
+            writer.write(head + bytes(size + 1))
+            await asyncio.sleep(0.1)
+        gate.set()
+        statuses = [await status_of(reader) for reader, _ in whole]
+        for _, writer in whole:
+            writer.close()
+        await runner.cleanup()
+        return kept, statuses
+
+    return asyncio.run(run())
+
+
+def test_bodies_that_break_off_do_not_stay_in_memory() -> None:
+    from ktt_bentoml_compat.bodies import Bodies
+
+    kept, statuses = bodies_kept(Bodies())
+    assert kept < 3_000_000  # of five times as much
+    assert statuses == [200, 200, 200]
+
+
+def test_large_bodies_have_limited_room_together_and_small_ones_always_have_some() -> None:
+    from ktt_bentoml_compat.bodies import Bodies
+
+    assert bodies_kept(Bodies(room=7_000_000), rounds=3)[1] == [200, 200, 503]
+    assert bodies_kept(Bodies(room=0), rounds=0, size=5000)[1] == [200, 200, 200]
 
 
 def test_a_body_that_does_not_end_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:

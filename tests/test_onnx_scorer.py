@@ -154,7 +154,7 @@ def test_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     assert thread_count() >= 1
     monkeypatch.setenv("KTT_THREADS", "3")
     assert thread_count() == 3
-    for wrong in ("0", "-1", "many"):
+    for wrong in ("0", "-1", "many", "99999", "1" * 5000):
         monkeypatch.setenv("KTT_THREADS", wrong)
         with pytest.raises(UserError, match="KTT_THREADS"):
             thread_count()

@@ -177,6 +177,9 @@ def test_a_text_over_the_limit_of_the_environment_is_refused(
     monkeypatch.setenv("KTT_MAX_CHARACTERS", "3")
     good, bad = ask(service, document("a b"), document("a bc"))
     assert (good.status, bad.status) == (200, 413)
+    long = document("a b") + b" " * 2000
+    (bad,) = ask(service, long)
+    assert (bad.status, bad.body) == (413, "The body is larger than 1060 bytes.")
 
 
 def test_a_wrong_setting_ends_the_server_with_one_line(

@@ -218,12 +218,16 @@ def test_without_a_monitor_feedback_is_told_to_have_no_use() -> None:
     )
 
 
-def test_with_a_token_feedback_needs_it(client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("KTT_API_TOKEN", "secret")
+@pytest.mark.parametrize("token", ["secret", "tökén", "日本"])
+def test_with_a_token_feedback_needs_it(
+    client: Any, monkeypatch: pytest.MonkeyPatch, token: str
+) -> None:
+    monkeypatch.setenv("KTT_API_TOKEN", token)
     good = {"request_id": ID, "path": ["Toys"]}
     refused = client.post("/feedback", json=good)
     assert (refused.status_code, refused.headers["WWW-Authenticate"]) == (401, "Bearer")
-    headers = {"Authorization": "Bearer secret"}
+    as_bytes = f"Bearer {token}".encode().decode("latin-1")  # as WSGI has them
+    headers = {"Authorization": as_bytes}
     assert client.post("/feedback", json=good, headers=headers).status_code == 202
 
 

@@ -11,6 +11,7 @@ from utils.errors import UserError
 from utils.ragged import Rows
 
 THREADS = "KTT_THREADS"
+MOST_THREADS = max(64, os.cpu_count() or 1)
 
 
 class FrontEnd(Protocol):
@@ -30,8 +31,10 @@ def thread_count() -> int:
     """Threads per graph: what ``KTT_THREADS`` says, else the cores this process may use."""
     given = os.environ.get(THREADS, "")
     if given:
-        if not given.isdecimal() or int(given) < 1:
-            raise UserError(f"{THREADS}={given!r} is no number of threads. Give 1 or more.")
+        if not given.isdecimal() or not 0 < int(given[:6]) <= MOST_THREADS:
+            raise UserError(
+                f"{THREADS}={given!r} is no number of threads. Give one from 1 to {MOST_THREADS}."
+            )
         return int(given)
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
 

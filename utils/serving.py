@@ -20,7 +20,7 @@ from bentoml.types import HTTPRequest, InferenceTask
 
 from utils.serving_access import check_token, max_characters, token
 from utils.serving_log import ending_in_one_line, keep_texts_out_of_logs, log_failure
-from utils.serving_text import Refusal, decode_body, text_of
+from utils.serving_text import Refusal, bytes_of, decode_body, text_of
 
 if TYPE_CHECKING:
     from flask import Flask
@@ -55,7 +55,10 @@ class TextInput(JsonInput):
         try:
             check_token(headers.get("Authorization"))
             task.data = decode_body(
-                req.body, headers.get("Content-Type"), headers.get("Content-Encoding")
+                req.body,
+                headers.get("Content-Type"),
+                headers.get("Content-Encoding"),
+                limit=bytes_of(max_characters()),
             )
         except Refusal as refusal:
             return _discard(task, refusal)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from utils.serving_feedback import MAX_ENTRIES
-from utils.serving_text import MAX_BYTES
+from utils.serving_text import bytes_of
 
 Document = dict[str, Any]
 
@@ -155,7 +155,7 @@ def _schemas(path: Sequence[str], characters: int) -> Document:
         "Text": _object(text=text)
         | {
             "example": {"text": "a text to classify"},
-            "description": f"In a body of at most {MAX_BYTES} bytes.",
+            "description": f"In a body of at most {bytes_of(characters)} bytes.",
         },
         "Answer": _object(
             request_id=_ID,

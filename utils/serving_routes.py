@@ -113,6 +113,11 @@ def add_state(app: Flask, probe: Callable[[], None]) -> None:
     app.add_url_rule("/readyz", "readyz", ready)
 
 
+def _as_sent(header: str) -> str:
+    """A header whose bytes are UTF-8: WSGI gives each byte as a character."""
+    return header.encode("latin-1", "replace").decode("utf-8", "replace")
+
+
 def add_feedback(
     app: Flask, paths: Collection[Path], offer: Callable[[str, Path], None] | None
 ) -> None:
@@ -130,7 +135,7 @@ def add_feedback(
 
     def feedback() -> Response:
         try:
-            check_token(request.headers.get("Authorization"))
+            check_token(_as_sent(request.headers.get("Authorization", "")))
             if offer is None:
                 raise Refusal(404, "This service has no monitor, so feedback has no use.")
             headers = (request.headers.get("Content-Type"), request.headers.get("Content-Encoding"))

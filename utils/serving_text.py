@@ -8,8 +8,17 @@ import zlib
 from typing import Any
 
 MAX_CHARACTERS = 1_000_000
-MAX_BYTES = 12 * MAX_CHARACTERS + 1024
-"""The longest text allowed, written in JSON with every character escaped as two surrogates."""
+
+
+def bytes_of(characters: int) -> int:
+    """Bytes of the longest body: a text so long in JSON, each character escaped as two surrogates.
+
+    There is room for a few other keys.
+    """
+    return 12 * characters + 1024
+
+
+MAX_BYTES = bytes_of(MAX_CHARACTERS)
 
 CHARSETS = {
     "UTF-8": ("utf-8", "utf8", "utf-8-sig", "unicode-1-1-utf-8", "csutf8", "cp65001"),

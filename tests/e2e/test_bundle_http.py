@@ -156,6 +156,8 @@ def test_health_metrics_and_documentation_work(server: Server) -> None:
 def test_no_text_is_in_any_log(server: Server) -> None:
     server.ask("/predict", {"text": f"a {SECRET}"})
     server.request("/predict", f'{{"text": "{SECRET}'.encode())
+    for address in (f"/predict?text={SECRET}", f"/{SECRET}"):
+        server.get(address)
     for path in server.home.rglob("*"):
         if path.is_file():
             assert SECRET.encode() not in path.read_bytes(), path
@@ -301,5 +303,7 @@ def test_a_killed_worker_comes_back_and_a_killed_server_ends_it_all(
         until(lambda: not list(tmp_path.glob(pattern)))
         until(lambda: running.get("/readyz").status == 200)
         assert running.ask("/predict", {"text": "a red balance"}).status == 200
+        workers = behind.children()
         behind.kill()
         assert main.wait(120) != 0
+        assert not psutil.wait_procs(workers, 10)[1]

@@ -9,6 +9,8 @@ from pathlib import Path
 
 CORES = "KTT_CORES"
 THREADS = "KTT_THREADS"
+MOST = max(64, os.cpu_count() or 1)
+"""Of either; each core is a process that holds the model, and thousands are a mistake."""
 
 
 def cores() -> int:
@@ -17,7 +19,7 @@ def cores() -> int:
     Raises
     ------
     ValueError
-        ``KTT_CORES`` is no number from 1.
+        ``KTT_CORES`` is no number from 1 to `MOST`.
     """
     if asked_for := _number(CORES):
         return asked_for
@@ -31,7 +33,7 @@ def threads_asked_for() -> int | None:
     Raises
     ------
     ValueError
-        It is no number from 1.
+        It is no number from 1 to `MOST`.
     """
     return _number(THREADS)
 
@@ -41,8 +43,8 @@ def _number(variable: str) -> int | None:
     if not given:
         return None
     number = given.strip()
-    if not (number.isascii() and number.isdecimal() and 0 < int(number[:6]) < 100_000):
-        raise ValueError(f"{variable}={given!r} is no whole number from 1.")
+    if not (number.isascii() and number.isdecimal() and 0 < int(number[:6]) <= MOST):
+        raise ValueError(f"{variable}={given!r} is no whole number from 1 to {MOST}.")
     return int(number)
 
 

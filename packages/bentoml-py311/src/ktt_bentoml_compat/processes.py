@@ -14,7 +14,7 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from multiprocessing import active_children, parent_process
 from multiprocessing.connection import wait
 from typing import Any
@@ -53,10 +53,34 @@ def _leave(number: int, frame: Any) -> None:
     raise SystemExit(0)
 
 
+@contextlib.contextmanager
+def leaving_at_once() -> Iterator[None]:
+    """Let SIGQUIT end this process at once, while it loads what it serves.
+
+    An exception would be taken for one of whatever is just imported, and reported as such.
+    """
+    usual = signal.signal(signal.SIGQUIT, lambda *_: os._exit(0))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGQUIT, usual)
+
+
 def _end_with_parent() -> None:
     parent = parent_process()
     if parent is not None:
         wait([parent.sentinel])
+        os.kill(os.getpid(), signal.SIGQUIT)
+
+
+def _end_with_server(server: int) -> None:
+    """End this worker when the server that started it has ended.
+
+    A worker of gunicorn looks for that only when a request comes, and every half minute.
+    """
+    with contextlib.suppress(AttributeError, OSError):  # not on this system, or gone already
+        wait([os.pidfd_open(server)])
+    if hasattr(os, "pidfd_open"):
         os.kill(os.getpid(), signal.SIGQUIT)
 
 
@@ -76,6 +100,7 @@ def api_worker_is_ready(worker: Any) -> None:
 
     gunicorn_config.post_worker_init(worker)
     ignore(*IGNORED)
+    threading.Thread(target=_end_with_server, args=(worker.ppid,), daemon=True).start()
 
 
 def end_children() -> None:

@@ -19,6 +19,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from yarl import URL
 
+from ktt_bentoml_compat.bodies import Bodies, Body
 from ktt_bentoml_compat.drain import ANSWERING, DRAIN, LAST_REQUESTS, RECEIVING, Drain, serve
 
 log = logging.getLogger("bentoml.marshal")
@@ -167,6 +168,8 @@ def _unreadable(
 
 
 def _front(meter: Meter, drain: Drain) -> Any:
+    bodies = Bodies()
+
     @web.middleware
     async def front(request: web.Request, handler: Handler) -> web.StreamResponse:
         start = perf_counter()
@@ -175,7 +178,7 @@ def _front(meter: Meter, drain: Drain) -> Any:
         elif request.path == "/metrics" and request.method in {"GET", "HEAD"}:
             response = metrics()
         else:
-            response = await answer(request, handler, drain)
+            response = await answer(request, handler, drain, bodies)
         if drain.begun:
             response.force_close()
         meter.answered(request.path, response.status, perf_counter() - start)
@@ -204,17 +207,25 @@ async def refuse(request: web.Request) -> web.Response:
 
 
 _NEVER = Drain()
+_NOBODY = Bodies()
 
 
 async def answer(
-    request: web.Request, handler: Handler, drain: Drain = _NEVER
+    request: web.Request, handler: Handler, drain: Drain = _NEVER, bodies: Bodies = _NOBODY
 ) -> web.StreamResponse:
     """Answer a request, whatever happens; a refusal is one line of plain text."""
+    with bodies.one() as body:
+        return await _answer(request, handler, drain, body)
+
+
+async def _answer(
+    request: web.Request, handler: Handler, drain: Drain, body: Body
+) -> web.StreamResponse:
     if request.path.startswith("//"):
         # The server behind takes it for the path with one slash, past the batches and metrics.
         return line(404)
     try:
-        if not await _received(request, drain):
+        if not await _received(request, drain, body):
             return line(408)
         async with drain.limit(None, ANSWERING) as limit:
             response = await handler(request)
@@ -243,11 +254,11 @@ async def answer(
     return response
 
 
-async def _received(request: web.Request, drain: Drain) -> bool:
+async def _received(request: web.Request, drain: Drain, body: Body) -> bool:
     """Wait for the body, which stays in the request; a client that never ends it holds a socket."""
     try:
         async with drain.limit(PATIENCE, RECEIVING):
-            await request.read()
+            await body.read(request)
     except TimeoutError:
         return False
     return True

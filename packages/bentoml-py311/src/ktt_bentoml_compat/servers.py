@@ -5,6 +5,7 @@ In place of the functions of `bentoml.server` with the same names.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import gc
@@ -16,7 +17,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from multiprocessing import active_children
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
@@ -28,7 +29,11 @@ from ktt_bentoml_compat.cores import THREADS, cores, threads_asked_for
 
 log = logging.getLogger("bentoml.server")
 LOOPBACK = "127.0.0.1"
+BOOT_ERROR = 3
+"""Status at which gunicorn gives up, where it starts a worker of another one again for ever."""
 METRICS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
+UNUSED = "WEB_CONCURRENCY"
+"""What gunicorn would take as its number of workers; if it is no number, its import fails."""
 
 
 def improve(module: dict[str, Any]) -> None:
@@ -44,8 +49,10 @@ def improve(module: dict[str, Any]) -> None:
 def _prepared(start: Callable[..., None], production: bool) -> Callable[..., None]:
     @functools.wraps(start)
     def prepared(*args: Any, **options: Any) -> None:
-        check_bundle(args[0] if args else None)  # as the command gives it
         check_port(options.get("port"))
+        check_bundle(args[0] if args else options.get("saved_bundle_path", ""))
+        check_batches(options)
+        os.environ.pop(UNUSED, None)
         prepare_metrics_folder(options.get("port"))
         workers = share_cores(options.get("workers") if production else 1)
         if production:
@@ -64,13 +71,31 @@ def _prepared(start: Callable[..., None], production: bool) -> Callable[..., Non
     return prepared
 
 
-def check_bundle(path: str | None) -> None:
-    """Stop in one line where a folder holds no bundle, which the servers would find out apart."""
-    if path is None or not Path(path).is_dir() or Path(path, "bentoml.yml").exists():
+def check_bundle(path: str) -> None:
+    """Stop in one line where there is no bundle in a folder of this machine, or a damaged one."""
+    if "://" in path:
         return
-    below = next(iter(sorted(Path(path).glob("*/bentoml.yml"))), None)
-    fix = f"Serve the one in it: {below.parent}" if below else "Give the folder that holds it"
-    raise SystemExit(f"Error: {path} holds no bundle: bentoml.yml is missing. {fix}.")
+    if not Path(path, "bentoml.yml").is_file():
+        below = next(iter(sorted(Path(path).glob("*/bentoml.yml"))), None)
+        fix = f"Serve the one in it: {below.parent}" if below else "Give the folder that holds one"
+        raise SystemExit(f"Error: {path or '.'} holds no bundle: bentoml.yml is missing. {fix}.")
+    from bentoml.saved_bundle.loader import load_bento_service_metadata
+
+    try:
+        load_bento_service_metadata(path)
+    except Exception as error:
+        raise SystemExit(
+            f"Error: {path}/bentoml.yml is damaged ({type(error).__name__}). Export again."
+        ) from None
+
+
+def check_batches(options: Mapping[str, Any]) -> None:
+    """Stop in one line where no request would ever be answered; 0 is the bundle's own."""
+    for name in ("mb_max_batch_size", "mb_max_latency"):
+        value = options.get(name) or 0
+        if value < 0:
+            option = "--" + name.replace("_", "-")
+            raise SystemExit(f"Error: {option} {value} is less than 0.")
 
 
 def check_port(port: int | None) -> None:
@@ -200,19 +225,41 @@ def _announcing(start_proxy: Callable[..., None]) -> Callable[..., None]:
     return announcing
 
 
+@contextlib.contextmanager
+def _loading() -> Iterator[None]:
+    """Load a bundle; one that is damaged ends this process with a line, as often as it is tried."""
+    try:
+        with processes.leaving_at_once():
+            yield
+    except Exception as error:
+        log.debug("Where the bundle cannot be loaded:", exc_info=True)
+        reason = " ".join(str(error).split())
+        log.error("The bundle cannot be loaded (%s): %s", type(error).__name__, reason)
+        raise SystemExit(BOOT_ERROR) from None
+
+
 def _start_dev_server(saved_bundle_path: str, api_server_port: int, enable_swagger: bool) -> None:
     """Start an API server that answers one request after the other.
 
-    As released it shows its address, which is for the proxy alone.
+    As released it shows its address, which is for the proxy alone, and logs each request's.
     """
     from bentoml.saved_bundle import load_from_dir
     from bentoml.server.api_server import BentoAPIServer
-    from werkzeug.serving import make_server
+    from werkzeug.serving import WSGIRequestHandler, make_server
+
+    class Unlogged(WSGIRequestHandler):
+        """Logs no request: a text may be in its address."""
+
+        def log(self, type: str, message: str, *args: Any) -> None:
+            pass
 
     log.info("Starting BentoML API server in development mode..")
-    service = load_from_dir(saved_bundle_path)
-    app = BentoAPIServer(service, enable_swagger=enable_swagger).app
-    make_server(LOOPBACK, api_server_port, app, threaded=False).serve_forever()
+    with _loading():
+        service = load_from_dir(saved_bundle_path)
+        app = BentoAPIServer(service, enable_swagger=enable_swagger).app
+    make_server(
+        LOOPBACK, api_server_port, app, threaded=False, request_handler=Unlogged
+    ).serve_forever()
 
 
 def _start_prod_proxy(
@@ -259,7 +306,14 @@ def _start_prod_server(
     from gunicorn.errors import HaltServer
 
     log.info("Starting BentoML API server in production mode..")
-    server = gunicorn_bento_server()(
+    released: Any = gunicorn_bento_server()
+
+    class ApiServer(released):
+        def load(self) -> Any:
+            with _loading():
+                return super().load()
+
+    server = ApiServer(
         saved_bundle_path,
         bind=f"{LOOPBACK}:{port}",
         timeout=timeout,
