@@ -257,6 +257,9 @@ def test_a_folder_is_fetched_back(repository: Layout) -> None:
     "['remote \"r\"']\n    url = s3://x\n    'CredentialPath' = aws.ini\n",
     "[core]\n    site_cache_dir = ../cache\n",
     "[hydra]\n    plugins_path=x\n",
+    "[core]\n    analytics = false\f    site_cache_dir = ../cache\n",
+    "[core] # mine\x85    site_cache_dir = ../cache\n",
+    "[core]\n    remote = r\u2028['remote \"r\"']\vbearer_token_command = touch hacked\n",
 ])  # fmt: skip
 def test_settings_that_come_with_a_project_run_nothing(
     layout: Layout, monkeypatch: pytest.MonkeyPatch, setting: str
@@ -265,12 +268,25 @@ def test_settings_that_come_with_a_project_run_nothing(
     file.parent.mkdir(parents=True)
     file.with_name("val.parquet.dvc").write_text(SOUND)
     (layout.root / ".dvc").mkdir()
-    (layout.root / ".dvc" / "config").write_text(setting)
+    (layout.root / ".dvc" / "config").write_text(setting, "utf-8")
     monkeypatch.setattr(subprocess, "run", never)
     with pytest.raises(UserError, match="can run a program of whoever wrote it"):
         dvc.ensure(layout, file)
     with pytest.raises(UserError, match="can run a program of whoever wrote it"):
         dvc.add(layout.root, [file])
+
+
+def test_settings_of_a_repository_that_a_root_lies_in_run_nothing(
+    layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = layout.dataset("tiny") / "val.parquet"
+    file.parent.mkdir(parents=True)
+    file.with_name("val.parquet.dvc").write_text(SOUND)
+    (layout.root.parent / ".dvc").mkdir()
+    (layout.root.parent / ".dvc" / "config").write_text("[core]\n    site_cache_dir = cache\n")
+    monkeypatch.setattr(subprocess, "run", never)
+    with pytest.raises(UserError, match="can run a program of whoever wrote it"):
+        dvc.ensure(layout, file)
 
 
 def test_a_pipeline_that_grows_as_it_is_written_out(layout: Layout) -> None:

@@ -36,8 +36,8 @@ _REASONS = {
     "remote cannot be reached. Whoever has it runs 'dvc push'.",
 }
 _PROGRAMS = re.compile(
-    r"^[^#=\n]*?(\w*_command|configpath|credentialpath|plugins_path|site_cache_dir)[^#=\n]*=",
-    re.MULTILINE | re.IGNORECASE,
+    r"[^#=]*?(\w*_command|configpath|credentialpath|plugins_path|site_cache_dir)[^#=]*=",
+    re.IGNORECASE,
 )
 """Settings that make DVC, or what it calls, run a program or read pickled files."""
 _REMOTE = re.compile(r"^\s*\['?remote\b", re.MULTILINE)
@@ -172,11 +172,8 @@ def _target(root: Path, path: Path) -> str:
 
 def _run(root: Path, *arguments: str) -> str:
     """Run DVC once others are done with it; why it failed, else nothing."""
-    if found := _program_setting(root):
-        return (
-            f"{Path('.dvc', 'config')} sets {found}, which can run a program of whoever wrote "
-            "it. If it is yours, move it to your own settings (dvc config --local or --global)."
-        )
+    if refusal := _refusal(root):
+        return refusal
     end = time.monotonic() + PATIENCE
     told = False
     while True:
@@ -196,14 +193,28 @@ def _run(root: Path, *arguments: str) -> str:
         time.sleep(PAUSE)
 
 
-def _program_setting(root: Path) -> str:
-    """A setting in the file that comes with a project and may run a program; empty if none."""
+def _refusal(root: Path) -> str:
+    """Why DVC is not called by the settings that come with a project; empty if it may be."""
+    # a root that is no repository may lie in one
+    repository = next((folder for folder in (root, *root.parents) if is_repository(folder)), root)
+    file = repository / ".dvc" / "config"
+    if found := _program_setting(file):
+        return (
+            f"{file} sets {found}, which can run a program of whoever wrote it. If it is yours, "
+            "move it to your own settings (dvc config --local or --global)."
+        )
+    return ""
+
+
+def _program_setting(file: Path) -> str:
+    """A setting that may run a program; empty if none."""
     try:
-        text = (root / ".dvc" / "config").read_text("utf-8", "replace")
+        text = file.read_text("utf-8", "replace")
     except OSError:
         return ""
-    found = _PROGRAMS.search(text)
-    return found[1] if found else ""
+    # in lines as DVC has them: a form feed, say, ends one too
+    matches = map(_PROGRAMS.match, text.splitlines())
+    return next((found[1] for found in matches if found), "")
 
 
 def _called(root: Path, *arguments: str) -> tuple[int, str]:
