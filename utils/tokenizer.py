@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Encoding, Tokenizer
-from tokenizers.models import WordPiece
 
 from utils.errors import UserError
 from utils.ragged import padded
+from utils.tokenizer_cost import check_cost
 
 Tokens = NDArray[np.int64]
 
@@ -24,8 +24,6 @@ CHARACTERS_PER_TOKEN = 200
 """Texts are cut to this many characters per token first, so that ten megabytes cost no more than
 a page; ordinary words have about five."""
 CHUNK = 4096
-LONGEST_WORD = 200
-"""Characters that WordPiece may look at as one word; what it costs grows with their third power."""
 MOST_TOKENS = 1 << 16
 STDERR = 2
 _stderr = threading.Lock()  # one thread at a time puts another file in its place
@@ -106,7 +104,7 @@ class TextTokenizer:
     Raises
     ------
     UserError
-        The definition is none, or lets a single word cost minutes.
+        The definition is none, or lets a single word cost minutes or gigabytes.
     """
 
     def __init__(self, definition: str, max_len: int, pad_id: int) -> None:
@@ -116,12 +114,12 @@ class TextTokenizer:
             self._tokenizer = Tokenizer.from_str(definition)
             self._tokenizer.no_padding()
             self._tokenizer.enable_truncation(max_len)
+            check_cost(self._tokenizer)
             tried = [encoding.ids for encoding in self._tokenizer.encode_batch_fast(TRIED)]
             ids = [self._tokenizer.get_vocab().values(), *tried]  # special ones in the latter only
             self.largest_id = max(chain.from_iterable(ids), default=0)
             if self.largest_id > LARGEST_ID:
                 raise ValueError(f"it has an id of {self.largest_id}")
-        _check_word_length(self._tokenizer)
         self.definition = definition
         self.max_len = max_len
         self.pad_id = pad_id
@@ -188,16 +186,8 @@ def _refused() -> Iterator[None]:
     try:
         yield
     except BaseException as error:
+        if isinstance(error, UserError):
+            raise
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         raise UserError(f"The encoder's tokenizer.json is damaged: {error}.") from error
-
-
-def _check_word_length(tokenizer: Tokenizer) -> None:
-    if isinstance(tokenizer.model, WordPiece):
-        longest = tokenizer.model.max_input_chars_per_word
-        if longest > LONGEST_WORD:
-            raise UserError(
-                f"The encoder's tokenizer.json sets max_input_chars_per_word to {longest}; "
-                f"set it to {LONGEST_WORD} at most (BERT's is 100)."
-            )
