@@ -12,11 +12,13 @@ import json
 import time
 import unicodedata
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from utils.dvc import pipeline_stage
 from utils.names import tidy_name
 from utils.normalise import MOST_MARKS, normalise
 from utils.serving_feedback import KnownPaths, feedback_of
@@ -130,6 +132,17 @@ BYTES: dict[str, Callable[[int], bytes]] = {
     "escapes": lambda size: b'{"text": "' + b"\\ud800" * (size // 6) + b'"}',
     "marks": lambda size: json.dumps({"text": MARKS["out of order"](size // 6)}).encode(),
 }
+
+
+@pytest.mark.parametrize("output", ["${a}", "a/"])
+def test_outputs_of_a_pipeline(output: str, tmp_path: Path) -> None:
+    def stage(size: int) -> None:
+        names = f"    outs: ['{output * (size // 4)}']"
+        lines = ["vars:", f"- a: {'x' * size}", "stages:", "  s:", names]
+        (tmp_path / "dvc.yaml").write_text("\n".join(lines))
+        pipeline_stage(tmp_path, tmp_path / "datasets" / "shop")
+
+    assert_linear(stage, lambda size: size, 200_000)
 
 
 def refused(body: bytes, *headers: str | None) -> None:

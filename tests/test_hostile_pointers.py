@@ -297,5 +297,8 @@ def test_a_pipeline_that_grows_as_it_is_written_out(layout: Layout) -> None:
     (layout.root / "dvc.yaml").write_text("\n".join(lines))
     assert dvc.pipeline_stage(layout.root, layout.root / "real" / "file") == "one"
     assert dvc.pipeline_stage(layout.root, layout.root / "other") is None
+    odd = ["vars:", f"- a: 0x{'f' * 10_000}", "stages:", "  one:", "    outs: ['${a}', real]"]
+    (layout.root / "dvc.yaml").write_text("\n".join(odd))
+    assert dvc.pipeline_stage(layout.root, layout.root / "real") == "one"
     (layout.root / "dvc.yaml").write_text("a: " + "[" * 50_000)
     assert dvc.pipeline_stage(layout.root, layout.root / "other") is None

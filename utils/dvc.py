@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 PATIENCE = 120.0
 """Seconds to wait for another DVC command, which holds the repository or a file of ours."""
 PAUSE = 0.5
+LONGEST_NAME = 255  # characters that a file system takes
+LARGEST_NUMBER = 10**18
 _BUSY = ("Unable to acquire lock", "it is being blocked by")
 _QUIET = {"DVC_NO_ANALYTICS": "1", "CI": "true"}
 """DVC asks no server whether there is a newer one, nor tells anybody that it ran."""
@@ -247,7 +249,7 @@ def pipeline_stage(root: Path, path: Path) -> str | None:
     """The stage of dvc.yaml with an output that is `path`, lies in it or holds it; None if none."""
     for stage, output in _outputs(root):
         place = root / output
-        if path == place or path in place.parents or place in path.parents:
+        if path.is_relative_to(place) or place.is_relative_to(path):
             return stage
     return None
 
@@ -259,8 +261,9 @@ def _outputs(root: Path) -> Iterator[tuple[str, str]]:
         values = _variables(content)
         stages = content.get("stages")
         for name, stage in stages.items() if isinstance(stages, dict) else ():
-            for output in _stage_outputs(stage) if isinstance(stage, dict) else ():
-                yield str(name).partition("@")[0], _filled(output, values)
+            known = isinstance(name, str) and isinstance(stage, dict)
+            for output in _stage_outputs(stage) if known else ():
+                yield name.partition("@")[0], _filled(output, values)
 
 
 def _read_yaml(file: Path) -> dict[str, Any]:
@@ -276,12 +279,18 @@ def _read_yaml(file: Path) -> dict[str, Any]:
 def _variables(content: Mapping[str, Any]) -> dict[str, Any]:
     given = content.get("vars")
     blocks = given if isinstance(given, list) else []
-    # no lists or objects: written out, those of a few lines of YAML can fill the memory
+    # no lists, objects or long texts: written out, those of a few lines of YAML fill the memory
     return {
         key: value
         for block in blocks if isinstance(block, dict)
-        for key, value in block.items() if isinstance(value, str | int | float)
+        for key, value in block.items() if _is_part_of_name(value)
     }  # fmt: skip
+
+
+def _is_part_of_name(value: Any) -> bool:
+    if isinstance(value, str):
+        return len(value) <= LONGEST_NAME
+    return isinstance(value, int | float) and abs(value) < LARGEST_NUMBER
 
 
 def _stage_outputs(stage: Mapping[str, Any]) -> Iterator[str]:
