@@ -190,8 +190,9 @@ def evaluate_pair(
     }
     form = f"_{source.form}" if source.form else ""
     name = f"{Path(source.checkpoint).stem}_on_{other}_{split}{form}.json"
-    path = output or layout.weight_dir(model, dataset) / name
-    write_json(followed(path), report)
+    # a link counts where a person names it, not where it came with the weights
+    path = followed(output) if output else layout.weight_dir(model, dataset) / name
+    write_json(path, report)
     return report["metrics"], path
 
 

@@ -48,6 +48,22 @@ def test_every_model_gets_the_figures_of_its_test(
     assert found["checkpoint"] == f"best_{TIME}.pt"
 
 
+def test_links_among_the_weights_are_not_written_through(
+    layout: Layout, model: Any, tmp_path: Path
+) -> None:
+    mine = tmp_path / "mine"
+    mine.write_text("precious")
+    planted = layout.weight_dir("tfidf_hsgd", "tiny") / f"best_{TIME}_on_tiny_test.json"
+    planted.symlink_to(mine)
+    assert report(run(), layout, "tiny_test")
+    assert mine.read_text() == "precious"
+    assert not planted.is_symlink()
+    named = tmp_path / "named.json"
+    named.symlink_to(mine)
+    assert run("-o", str(named)).exit_code == 0
+    assert json.loads(mine.read_text())["split"] == "test"
+
+
 def test_another_dataset_with_classes_in_another_order(layout: Layout, model: Any) -> None:
     texts, paths = tiny_rows(70, seed=9)
     # without its first class, so that codes mean other classes and the tree is less deep
