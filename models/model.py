@@ -25,7 +25,7 @@ from utils.decode import (
     leaf_confidences,
 )
 from utils.errors import UserError
-from utils.files import atomic_dir, write_json
+from utils.files import atomic_dir, is_plain, write_json
 from utils.hierarchy import Hierarchy, Ints
 from utils.manifest import FILE as MANIFEST
 from utils.manifest import (
@@ -421,6 +421,8 @@ class Model(ABC):
             meta["temperature"], meta.get("calibration"), self.tree.depth
         )
         self.info = dict(meta["info"])
+        if not is_plain(self.info):
+            raise ValueError("its info cannot be written again")
         self.set_state(arrays, meta["state"])
 
     def _check(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import base64
 import json
 import os
 from collections.abc import Callable
@@ -220,6 +221,50 @@ def test_ids_that_the_encoder_has_no_vector_for(
     refused(load, with_tokenizer(change))
 
 
+def growing(letter: str, times: int) -> Meta:
+    step = {"type": "Replace", "pattern": {"String": letter}, "content": letter * 2}
+    return {"type": "Sequence", "normalizers": [step] * times}
+
+
+UNIGRAM = {"type": "Unigram", "unk_id": 0, "vocab": [["[UNK]", 0.0], ["x" * 5_000, -1.0]]}
+BYTES = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True, "use_regex": False}
+CHARSMAP = base64.b64encode(b"\4\0\0\0" + b"\0" * 4 + b"x" * 5_000 + b"\0").decode()
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"normalizer": growing("q", 24)},
+        {"normalizer": {"type": "Sequence", "normalizers": [growing("q", 12), growing("q", 12)]}},
+        {"normalizer": {"type": "Replace", "pattern": {"Regex": "q*"}, "content": "q" * 5_000}},
+        {"normalizer": {"type": "Replace", "pattern": {"String": ""}, "content": "q" * 5_000}},
+        {"normalizer": {"type": "Prepend", "prepend": "q" * 5_000}},
+        {"normalizer": {"type": "Precompiled", "precompiled_charsmap": CHARSMAP}},
+        {"pre_tokenizer": {"type": "Sequence", "pretokenizers": [BYTES] * 12}},
+        {"model": UNIGRAM},
+    ],
+)
+def test_a_tokenizer_makes_no_gigabytes_of_a_letter(
+    load: Callable[..., Any], values: Meta
+) -> None:
+    refused(load, with_tokenizer(lambda tokenizer: tokenizer.update(values)), "at most are taken")
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        [{"type": "NFKC"}, {"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "}],
+        [{"type": "Prepend", "prepend": "\u2581"},
+         {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"}],
+        [{"type": "Replace", "pattern": {"String": "``"}, "content": '"'},
+         {"type": "Replace", "pattern": {"String": "''"}, "content": '"'}, {"type": "ByteLevel"}],
+    ],
+)  # fmt: skip
+def test_steps_of_usual_tokenizers_are_taken(load: Callable[..., Any], steps: list[Meta]) -> None:
+    sequence = {"type": "Sequence", "normalizers": steps}
+    assert load(with_tokenizer(lambda tokenizer: tokenizer.update(normalizer=sequence)))
+
+
 @pytest.mark.parametrize("many", [False, True])
 def test_a_panic_of_the_tokenizers_library_is_one_line(
     load: Callable[..., Any], capfd: pytest.CaptureFixture[str], many: bool
@@ -322,6 +367,9 @@ def test_every_type_that_may_be_built_encodes(kind: str) -> None:
         lambda arrays, meta: meta["state"]["tfidf"].update(char_ngrams=10**9),
         lambda arrays, meta: meta["state"].update(tfidf=[]),
         lambda arrays, meta: meta["hierarchy"]["classes"].__setitem__(0, "a\nb"),
+        lambda arrays, meta: meta["info"].update(loss=float("nan")),
+        lambda arrays, meta: meta["info"].update(text_columns=["\ud800"]),
+        lambda arrays, meta: meta["info"].update(deep=json.loads("[" * 500 + "]" * 500)),
         lambda arrays, meta: meta["hierarchy"]["classes"].__setitem__(0, "a\udfff"),
         lambda arrays, meta: meta["hierarchy"]["classes"].__setitem__(
             0, meta["hierarchy"]["classes"][1]

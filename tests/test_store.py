@@ -585,7 +585,17 @@ def test_a_checkpoint_with_a_figure_that_no_float_holds(store: Store) -> None:
     assert store.get(entry.tag).info.problem
 
 
-@pytest.mark.parametrize("content", ["[]", "nope", '{"a": 1}', "[" * 100_000])
+def test_a_checkpoint_that_is_a_link_to_itself_hides_no_other(store: Store) -> None:
+    first, second = fill(store, [0.5, 0.9])
+    first.path.unlink()
+    first.path.symlink_to(first.path)
+    assert {entry.version: bool(entry.bytes) for entry in store.list()} == {
+        first.version: False, second.version: True
+    }  # fmt: skip
+    assert run("list").exit_code == 0
+
+
+@pytest.mark.parametrize("content", ["[]", "nope", '{"a": 1}', '{"\\ud800": "2"}', "[" * 100_000])
 def test_damaged_aliases_say_how_to_go_on(store: Store, content: str) -> None:
     high, low = fill(store, [0.9, 0.5])
     store.alias(high.tag, "production")

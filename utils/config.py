@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from utils.errors import UserError, unknown
-from utils.files import read_json
+from utils.files import is_plain, read_json
 
 LARGEST = 2**31  # what compiled code takes for a whole number
 
@@ -140,6 +140,8 @@ def _type_name(hint: Any) -> str:
 
 def _problem(value: Any, hint: Any, bounds: Mapping[str, Any]) -> str | None:
     kinds = _alternatives(hint)
+    if not is_plain(value):
+        return "cannot be written again: it has half characters, or is no number"
     if not any(_is(value, kind) for kind in kinds):
         return "is not " + " or ".join(_type_name(kind) for kind in kinds)
     choices = bounds.get("choices")

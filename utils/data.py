@@ -11,7 +11,7 @@ import numpy as np
 
 from utils import dvc
 from utils.errors import UserError, unknown
-from utils.files import atomic_dir, pointers, read_json, write_json
+from utils.files import atomic_dir, is_plain, pointers, read_json, write_json
 from utils.hierarchy import Hierarchy, Ints
 from utils.paths import Layout
 
@@ -111,9 +111,10 @@ def load_dataset(layout: Layout, name: str) -> Dataset:
         )
     dvc.ensure(layout, *files, folder / REPORT)
     for file in files:
-        if not file.exists():
+        if not file.is_file():
+            reason = "is no file" if file.exists() else "is missing"
             raise UserError(
-                f"Dataset {name!r} is incomplete: {file} is missing. Run adapt.py again."
+                f"Dataset {name!r} is incomplete: {file} {reason}. Run adapt.py again."
             )
     hierarchy = Hierarchy.load(files[0])
     splits = {file.stem: _read_split(file, hierarchy) for file in files[1:]}
@@ -134,7 +135,7 @@ def _text_columns(report: Path) -> tuple[str, ...]:
         text = read_json(report)["recipe"]["text"]
     except (UserError, KeyError, TypeError):
         return ()
-    return tuple(text.split(",")) if isinstance(text, str) else ()
+    return tuple(text.split(",")) if isinstance(text, str) and is_plain(text) else ()
 
 
 def dataset_files(folder: Path) -> list[Path]:
@@ -157,6 +158,7 @@ def _read_split(path: Path, hierarchy: Hierarchy) -> Split:
     try:
         table = pq.read_table(path, columns=["name", "codes"])
         names = table["name"].cast(pa.string())
+        names.validate(full=True)  # files hold bytes, which need not be UTF-8
         codes = table["codes"].cast(pa.list_(pa.int32())).combine_chunks()
     except (pa.ArrowException, OSError, KeyError) as error:
         reason = str(error).splitlines()[0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import fcntl
 import json
+import math
 import os
 import re
 import shutil
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 TEMPORARY_PREFIX = ".tmp-"
 POINTER = ".dvc"  # ends the names of DVC's small files, which stand for what it tracks
 STALE = 3600.0  # seconds
+DEPTH = 16  # of JSON values within values
+WIDEST = 1_000  # bits of a whole number: every figure can be a float
 _HERE = -100  # AT_FDCWD: paths are relative to the current folder
 _EXCHANGE = 2  # RENAME_EXCHANGE
 
@@ -355,6 +358,8 @@ def read_json(path: Path, *, once: bool = False) -> Any:
         The file is missing or is not JSON.
     """
     try:
+        if path.is_char_device():  # which may never end
+            raise UserError(f"{path} is a device, not a file.")
         return json.loads(
             path.read_text(encoding="utf-8"), object_pairs_hook=_given_once if once else None
         )
@@ -362,6 +367,19 @@ def read_json(path: Path, *, once: bool = False) -> Any:
         raise UserError(f"Cannot read {path}: {error.strerror}.") from error
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not valid JSON: {error}.") from error
+
+
+def is_plain(value: Any, depth: int = DEPTH) -> bool:
+    """Whether a value can be written as JSON, and shown; it was read from some."""
+    if isinstance(value, dict):
+        return depth > 0 and all(is_plain(one, depth - 1) for pair in value.items() for one in pair)
+    if isinstance(value, list):
+        return depth > 0 and all(is_plain(one, depth - 1) for one in value)
+    if isinstance(value, str):
+        return not any("\ud800" <= letter <= "\udfff" for letter in value)
+    if isinstance(value, int):
+        return value.bit_length() < WIDEST
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def _given_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

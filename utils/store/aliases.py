@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from utils.errors import UserError
-from utils.files import read_json, write_json
+from utils.files import is_plain, read_json, write_json
 
 FILE = "aliases.json"
 
@@ -31,9 +31,10 @@ def read_aliases(folder: Path) -> dict[str, str]:
         found = read_json(file)
     except UserError as error:
         raise _unread(file, error.message) from error
-    if not isinstance(found, dict) or not all(isinstance(one, str) for one in found.values()):
+    fits = isinstance(found, dict) and all(isinstance(one, str) for one in found.values())
+    if not fits or not is_plain(found):
         raise _unread(file, f"{file} is damaged.")
-    return found
+    return dict(found)
 
 
 def _unread(file: Path, reason: str) -> UserError:

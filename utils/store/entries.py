@@ -79,10 +79,10 @@ class Entry:
 
     @property
     def bytes(self) -> int | None:
-        """Size of the checkpoint; None where DVC has yet to fetch it."""
+        """Size of the checkpoint; None where DVC has yet to fetch it, or it cannot be reached."""
         try:
             return self.path.stat().st_size
-        except FileNotFoundError:
+        except OSError:
             return None
 
     @property

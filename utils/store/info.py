@@ -14,7 +14,7 @@ from typing import Any
 
 from utils.checkpoints import Run, checkpoint_meta
 from utils.errors import UserError
-from utils.files import read_json
+from utils.files import is_plain, read_json
 from utils.manifest import versions
 from utils.paths import PROJECT_ROOT
 
@@ -26,10 +26,6 @@ TEST = "test."
 """Before the name of a test figure."""
 LOWER = ("loss", "nll", "calibration_error", "calibration_error_raw", "seconds", "bytes")
 """Figures of which less is better."""
-DEPTH = 16
-"""Of values within values."""
-WIDEST = 1_000
-"""Bits of a whole number: every figure can be a float."""
 LIBRARIES = ("numpy", "numba", "torch", "transformers")
 """Those that a model's figures may depend on."""
 
@@ -110,7 +106,7 @@ class Info:
             raise UserError(f"{origin} is no entry of a store that this version of KTT reads.")
         known = {part.name for part in fields(cls)} - {"problem"}
         given = {key: value for key, value in values.items() if key in known}
-        wrong = [key for key, value in given.items() if not (_fits(key, value) and _plain(value))]
+        wrong = [key for key, value in given.items() if not (_fits(key, value) and is_plain(value))]
         if not wrong and not _are_signatures(given.get("signatures", {})):
             wrong = ["signatures"]
         if wrong:
@@ -145,19 +141,6 @@ def _are_signatures(values: Mapping[str, Mapping[str, Any]]) -> bool:
         return all(Signature.from_dict(one) for one in values.values())
     except UserError:
         return False
-
-
-def _plain(value: Any, depth: int = DEPTH) -> bool:
-    """Whether a value can be written as JSON, and shown; it was read from some."""
-    if isinstance(value, dict):
-        return depth > 0 and all(_plain(one, depth - 1) for pair in value.items() for one in pair)
-    if isinstance(value, list):
-        return depth > 0 and all(_plain(one, depth - 1) for one in value)
-    if isinstance(value, str):
-        return not any("\ud800" <= letter <= "\udfff" for letter in value)
-    if isinstance(value, int):
-        return value.bit_length() < WIDEST
-    return not isinstance(value, float) or math.isfinite(value)
 
 
 def is_better(metric: str, one: float, other: float) -> bool:
