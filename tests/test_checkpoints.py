@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import datetime
+import os
 import pickle
 import zipfile
 from pathlib import Path
@@ -99,7 +101,7 @@ def test_the_newest_or_the_named_run_is_found(layout: Layout) -> None:
         "best_2026-01-01T00:00:00.pt", "last_2026-01-01T00:00:00.pt", "last_2026-03-01T00:00:00.pt",
         "best_2026-02-01T00:00:00.pt", "best_2026-02-01T00:00:00_metrics.json", "notes.txt",
         "best_2026-02-01T00:00:00_reference.parquet", ".tmp-best_2027-01-01T00:00:00.pt",
-        "best_tomorrow.pt",
+        "best_tomorrow.pt", "best_2027-99-01T00:00:00.pt", "best_٢٠٢٧-01-01T00:00:00.pt",
     ):  # fmt: skip
         touch(folder / name)
     assert [run.time for run in runs(layout, "m", "d")] == [
@@ -128,6 +130,20 @@ def test_two_runs_in_one_second_have_two_names(layout: Layout) -> None:
 def new_run_time(layout: Layout) -> str:
     with new_run(layout, "m", "d") as run:
         return run.time
+
+
+def test_a_time_that_there_is_not_stands_in_no_way(layout: Layout) -> None:
+    soon = datetime.datetime.now() + datetime.timedelta(minutes=2)
+    touch(layout.weight_dir("m", "d") / f"best_{soon:%Y-%m-%dT%H:%M}:75.pt")
+    assert new_run_time(layout) < soon.isoformat()
+
+
+@pytest.mark.parametrize("place", ["/dev/zero", "/dev/null", "pipe"])
+def test_what_may_never_end_is_not_read(tmp_path: Path, place: str) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "model.pt").symlink_to(tmp_path / place)
+    with pytest.raises(UserError, match=r"model\.pt is a device or a pipe"):
+        read_checkpoint(tmp_path / "model.pt")
 
 
 def test_a_new_run_is_the_newest_and_has_a_time_of_its_own(tmp_path: Path) -> None:

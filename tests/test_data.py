@@ -26,6 +26,12 @@ def test_round_trip(layout: Layout) -> None:
     assert write_tiny_dataset(layout, "other", seed=1).fingerprint != dataset.fingerprint
 
 
+def no_text(rows: int) -> pa.Array:
+    """Strings by their type, of bytes that are none."""
+    halves = pa.array([b"\xed\xa0\x80"] * rows, pa.binary())
+    return pa.Array.from_buffers(pa.string(), rows, halves.buffers())
+
+
 def test_missing_and_damaged_datasets_are_one_line(layout: Layout) -> None:
     write_tiny_dataset(layout, "tiny")
     with pytest.raises(
@@ -50,7 +56,9 @@ def test_missing_and_damaged_datasets_are_one_line(layout: Layout) -> None:
         "null text": lambda: pq.write_table(
             table.set_column(0, "name", pa.nulls(len(table), pa.string())), path
         ),
+        "not UTF-8": lambda: pq.write_table(table.set_column(0, "name", no_text(len(table))), path),
         "absent": path.unlink,
+        "a folder": lambda: pq.write_to_dataset(table, path),
     }
     for name, damage in damages.items():
         damage()

@@ -137,6 +137,12 @@ def test_json_too_deep_is_one_line(tmp_path: Path) -> None:
         read_json(tmp_path / "a.json")
 
 
+def test_a_device_is_no_json(tmp_path: Path) -> None:
+    (tmp_path / "a.json").symlink_to("/dev/zero")
+    with pytest.raises(UserError, match=r"a\.json is a device"):
+        read_json(tmp_path / "a.json")
+
+
 def test_a_link_shares_the_content_and_survives_a_new_source(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("1")
     link(tmp_path / "a", tmp_path / "b")

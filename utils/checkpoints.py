@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from utils import dvc
 from utils.errors import UserError
-from utils.files import TEMPORARY_PREFIX, NoLocks, atomic_path, lock
+from utils.files import TEMPORARY_PREFIX, NoLocks, atomic_path, is_device, lock
 from utils.paths import Layout, is_name
 
 Arrays = dict[str, NDArray[Any]]
@@ -36,7 +36,7 @@ GONE = ".gone-"
 run may have that time, or a tag would mean two models."""
 BUSY = ".busy-"
 """Before the time of a run that a process trains or removes; it holds a lock on that file."""
-_STEM = re.compile(r"(best|last)_(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)")
+_STEM = re.compile(r"(best|last)_(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)", re.ASCII)
 
 
 def write_checkpoint(path: Path, arrays: Mapping[str, NDArray[Any]], meta: dict[str, Any]) -> None:
@@ -80,6 +80,8 @@ def read_checkpoint(
     """
     from safetensors import SafetensorError, safe_open
 
+    if is_device(path):
+        raise UserError(f"{path} is a device or a pipe, not a file.")
     try:
         with safe_open(path, framework="numpy") as file:
             header = file.metadata() or {}
@@ -157,7 +159,14 @@ def _times(folder: Path) -> set[str]:
     """Times of which there are checkpoints, or pointers of DVC to them."""
     names = {file.name.removesuffix(".dvc") for file in folder.glob("*_*.pt*")}
     matches = (_STEM.fullmatch(name.removesuffix(".pt")) for name in names)
-    return {match.group(2) for match in matches if match}
+    return {match[2] for match in matches if match and _is_time(match[2])}
+
+
+def _is_time(text: str) -> bool:
+    """Whether there is such a time: day 99 of a month is none."""
+    with suppress(ValueError):
+        return bool(datetime.datetime.fromisoformat(text))
+    return False
 
 
 @contextmanager
