@@ -89,7 +89,8 @@ def predict(layout: Layout, model: str, dataset: str, file: Path, options: dict[
         source = runner.source
         cli.note(f"Answering {rows.name} ({', '.join(rows.text)}) with {source.description}")
         started = time.monotonic()
-        with open_output(target) as stream, cli.row_progress("Predicting") as progress:
+        output = open_output(target, named=options["output"] is not None)
+        with output as stream, cli.row_progress("Predicting") as progress:
             count = answer_rows(source, rows, open_writer(stream, kind), wanted, progress)
     report(count, time.monotonic() - started, target)
 

@@ -459,6 +459,19 @@ def test_a_pipe_is_written_to_and_a_link_followed(tmp_path: Path, model: Any) ->
     assert read(tmp_path / "b.csv")[0]["text"] == "wash"
 
 
+def test_what_came_with_a_table_is_not_written_through(tmp_path: Path, model: Any) -> None:
+    source = write_csv(tmp_path / "a.csv", [{"text": "wash"}])
+    mine, planted = tmp_path / "mine", tmp_path / "a.predictions.csv"
+    mine.write_text("precious")
+    planted.symlink_to(mine)
+    ran(source)
+    assert mine.read_text() == "precious"
+    assert read(planted)[0]["text"] == "wash"
+    planted.unlink()
+    os.mkfifo(planted)
+    refused(run(source), "is a device or a pipe")
+
+
 def test_a_mistake_far_down_leaves_no_file(tmp_path: Path, model: Any) -> None:
     good = "".join(json.dumps({"text": text}) + "\n" for text in TEXTS * 250)
     source = tmp_path / "a.jsonl"

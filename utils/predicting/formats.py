@@ -247,16 +247,21 @@ def open_input(path: Path | None) -> Iterator[Input]:
 
 
 @contextmanager
-def open_output(path: Path | None) -> Iterator[IO[bytes]]:
+def open_output(path: Path | None, *, named: bool = True) -> Iterator[IO[bytes]]:
     """A stream to a file that appears when all is written, or to standard output for None.
 
-    Devices and named pipes are written to as they are, links to files are followed.
+    Parameters
+    ----------
+    named
+        Whether a person named the path: then devices and named pipes are written to as they are,
+        and links to files are followed. What came with other files is not.
     """
-    if path is None or is_device(path):
+    if path is None or (named and is_device(path)):
         with _direct(path) as stream:
             yield stream
         return
-    with atomic_path(followed(path)) as temporary, temporary.open("wb") as file:
+    place = followed(path) if named else path
+    with atomic_path(place) as temporary, temporary.open("wb") as file:
         if path.suffix.lower() == GZIP:
             with gzip.GzipFile(filename="", fileobj=file, mode="wb", compresslevel=5) as packed:
                 yield cast(IO[bytes], packed)
