@@ -29,6 +29,7 @@ from models import MODELS, model_class
 from tests.helpers_torch import tiny_encoder
 from tests.tiny import tiny_rows, write_tiny_dataset
 from utils.config import build_config
+from utils.checkpoints import read_checkpoint, write_checkpoint
 from utils.errors import UserError
 from utils.paths import PROJECT_ROOT, Layout
 from utils.predicting.pipeline import ahead, window_rows
@@ -387,6 +388,21 @@ def test_an_export_of_other_weights_is_not_used(
     for path in layout.weight_dir("db_linear", "tiny").iterdir():
         path.unlink()
     assert "with the ONNX export" in says()  # one that travelled alone
+
+
+@pytest.mark.parametrize("info", [None, [1], "x"])
+def test_an_odd_checkpoint_beside_an_export_is_one_line(
+    layout: Layout, encoder: Path, tmp_path: Path, info: Any
+) -> None:
+    model = train(layout, QUICK, "tiny", encoder)
+    model.info["checkpoint"] = f"best_{TIME}.pt"
+    model.export_classifier(layout.output(QUICK, "tiny"))
+    path = layout.weight_dir(QUICK, "tiny") / f"best_{TIME}.pt"
+    arrays, meta = read_checkpoint(path)
+    write_checkpoint(path, arrays, meta | {"info": info})
+    source = table(tmp_path, "csv")
+    refused(run(source), f"best_{TIME}.pt is damaged")
+    refused(run(source, "--runtime", "onnx"), "is of an earlier state of")
 
 
 def test_a_linear_model_answers_quicker_from_its_checkpoint(
