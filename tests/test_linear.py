@@ -225,10 +225,14 @@ def test_families_are_exactly_scikit_learns(
         np.testing.assert_allclose(intercepts[label], alone.intercept_[0], rtol=1e-4)
 
 
-def test_overflow_is_told(rng: np.random.Generator) -> None:
+@pytest.mark.parametrize(
+    ("loss", "alpha", "advice"),
+    [("squared_hinge", 1e-30, "Raise alpha"), ("modified_huber", 1e300, "Lower alpha")],
+)
+def test_overflow_is_told(rng: np.random.Generator, loss: str, alpha: float, advice: str) -> None:
     matrix, labels = blobs(rng, 60, 3)
-    settings = SgdSettings(loss="squared_hinge", alpha=1e-30)
-    with pytest.raises(UserError, match="Raise alpha"):
+    settings = SgdSettings(loss=loss, alpha=alpha)
+    with pytest.raises(UserError, match=advice):
         fit_families(matrix * 1e15, [whole(labels, 3)], 3, settings, seed=0)
 
 

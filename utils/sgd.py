@@ -225,9 +225,10 @@ def _one_versus_rest(
         seed=seed % 2**32,
     )
     if (fitted.epochs < 0).any():
+        advice = "Raise" if settings.alpha < 1 else "Lower"
         raise UserError(
             f"Learning with loss {settings.loss!r} and alpha {settings.alpha:g} ran out of the "
-            "range of numbers. Raise alpha."
+            f"range of numbers. {advice} alpha."
         )
     weights, intercepts = fitted.weights, fitted.intercepts
     if pair:
