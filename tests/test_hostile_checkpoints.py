@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import base64
+import copy
 import json
 import os
 from collections.abc import Callable
@@ -244,9 +244,7 @@ CHARSMAP = base64.b64encode(b"\4\0\0\0" + b"\0" * 4 + b"x" * 5_000 + b"\0").deco
         {"model": UNIGRAM},
     ],
 )
-def test_a_tokenizer_makes_no_gigabytes_of_a_letter(
-    load: Callable[..., Any], values: Meta
-) -> None:
+def test_a_tokenizer_makes_no_gigabytes_of_a_letter(load: Callable[..., Any], values: Meta) -> None:
     refused(load, with_tokenizer(lambda tokenizer: tokenizer.update(values)), "at most are taken")
 
 

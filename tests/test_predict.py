@@ -28,8 +28,8 @@ import predict
 from models import MODELS, model_class
 from tests.helpers_torch import tiny_encoder
 from tests.tiny import tiny_rows, write_tiny_dataset
-from utils.config import build_config
 from utils.checkpoints import read_checkpoint, write_checkpoint
+from utils.config import build_config
 from utils.errors import UserError
 from utils.paths import PROJECT_ROOT, Layout
 from utils.predicting.pipeline import ahead, window_rows

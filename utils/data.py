@@ -113,9 +113,7 @@ def load_dataset(layout: Layout, name: str) -> Dataset:
     for file in files:
         if not file.is_file():
             reason = "is no file" if file.exists() else "is missing"
-            raise UserError(
-                f"Dataset {name!r} is incomplete: {file} {reason}. Run adapt.py again."
-            )
+            raise UserError(f"Dataset {name!r} is incomplete: {file} {reason}. Run adapt.py again.")
     hierarchy = Hierarchy.load(files[0])
     splits = {file.stem: _read_split(file, hierarchy) for file in files[1:]}
     if not len(splits["train"]):
