@@ -267,7 +267,6 @@ class PyTorchModel(Model):
         self._network: Network | None = None
         self._tokenizer: TextTokenizer | None = None
         self._run: Run | None = None
-        self._memory: Arrays = {}  # of the optimiser, as read from a checkpoint
         self._optimizer: torch.optim.Optimizer | None = None
         self._known: tuple[list[str], TokenRows | Floats] | None = None  # validated every epoch
 
@@ -344,16 +343,15 @@ class PyTorchModel(Model):
                 self._assemble(encoder, seed)
             self._run = Run(seed=seed, total=self.config.epochs)
         self._run.total = epochs or self._run.total
-        if self._optimizer is None:
-            groups: list[tuple[nn.Module, float]] = [
-                (self.network.encoder, self.config.encoder_lr),
-                (self.network.head, self.config.classifier_lr),
-            ]
-            self._optimizer = make_optimizer(groups, self.config.weight_decay)
-            if self._memory:
-                fill_optimizer(self._optimizer, self._memory)
-                self._memory = {}
+        self._optimizer = self._optimizer or self._new_optimizer()
         return self._run
+
+    def _new_optimizer(self) -> torch.optim.Optimizer:
+        groups: list[tuple[nn.Module, float]] = [
+            (self.network.encoder, self.config.encoder_lr),
+            (self.network.head, self.config.classifier_lr),
+        ]
+        return make_optimizer(groups, self.config.weight_decay)
 
     def _is_finite(self) -> bool:
         return all(bool(value.isfinite().all()) for value in self.network.parameters())
@@ -479,7 +477,7 @@ class PyTorchModel(Model):
         }
         if resumable and self._run is not None:
             values["run"] = dataclasses.asdict(self._run)
-            arrays |= optimizer_arrays(self._optimizer) if self._optimizer else self._memory
+            arrays |= optimizer_arrays(self._optimizer) if self._optimizer else {}
         return arrays, values
 
     def set_state(self, arrays: Arrays, values: dict[str, Any]) -> None:
@@ -493,9 +491,11 @@ class PyTorchModel(Model):
             if name != TOKENIZER and not name.startswith(TRAINING)
         }
         self.network.load_state_dict(weights)
-        self._memory = {name: a for name, a in arrays.items() if name.startswith(TRAINING)}
-        self._run = Run.from_dict(values["run"]) if self._memory else None
-        self._optimizer = self._known = None
+        self._run = self._optimizer = self._known = None
+        if memory := {name: a for name, a in arrays.items() if name.startswith(TRAINING)}:
+            self._run = Run.from_dict(values["run"])
+            self._optimizer = self._new_optimizer()
+            fill_optimizer(self._optimizer, memory)
 
     # -- export ---------------------------------------------------------------------------
 

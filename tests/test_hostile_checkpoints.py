@@ -313,6 +313,49 @@ def test_an_encoder_of_wrong_values(load: Callable[..., Any], values: Meta) -> N
     refused(load, lambda arrays, meta: meta["state"]["encoder"].update(values))
 
 
+@pytest.fixture(scope="module")
+def interrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Arrays, Meta]:
+    """A checkpoint that a training goes on from."""
+    folder = tmp_path_factory.mktemp("interrupted")
+    data = write_tiny_dataset(Layout(folder / "root"), "tiny", rows=49)
+    encoder = tiny_encoder(folder / "encoder", "bert")
+    cls = model_class(MODEL)
+    model = cls(data.hierarchy, build_config(cls.Config, {"encoder": str(encoder)}, "test"))
+    next(iter(model.fit(data.train, data.val, epochs=2, seed=0)))
+    model.save(folder / "last.pt")
+    return read_checkpoint(folder / "last.pt", training=True)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda arrays, run: run.update(epoch=-5),
+        lambda arrays, run: run.update(seed=-1),
+        lambda arrays, run: run.update(seed="x"),
+        lambda arrays, run: run.update(total=1.5),
+        lambda arrays, run: run.update(best=["a", "b"]),
+        lambda arrays, run: arrays.update({"training/zebra": np.zeros(3)}),
+        lambda arrays, run: arrays.update({"training/99999/step": np.zeros(1)}),
+        lambda arrays, run: arrays.update({"training/0/exp_avg": np.zeros(3, np.float32)}),
+        lambda arrays, run: arrays.update(
+            {"training/0/exp_avg": np.zeros(arrays["training/0/exp_avg"].shape, np.int8)}
+        ),
+        lambda arrays, run: arrays.pop("training/0/exp_avg_sq"),
+        lambda arrays, run: arrays.pop("training/0/step"),
+    ],
+)
+def test_an_interrupted_training_that_does_not_fit_together(
+    interrupted: tuple[Arrays, Meta], tmp_path: Path, change: Callable[[Arrays, Meta], Any]
+) -> None:
+    arrays, meta = copy.deepcopy(interrupted)
+    write_checkpoint(tmp_path / "last.pt", arrays, meta)
+    assert model_class(MODEL).from_checkpoint(tmp_path / "last.pt", resumable=True)
+    change(arrays, meta["state"]["run"])
+    write_checkpoint(tmp_path / "last.pt", arrays, meta)
+    with pytest.raises(UserError, match=r"last\.pt is damaged"):
+        model_class(MODEL).from_checkpoint(tmp_path / "last.pt", resumable=True)
+
+
 @pytest.mark.parametrize("value", [1e308, 1e-308, 0, -1, float("nan"), float("inf"), "x", None])
 def test_a_temperature_that_no_calibration_gives(load: Callable[..., Any], value: Any) -> None:
     refused(load, lambda arrays, meta: meta.update(temperature=value))

@@ -68,9 +68,19 @@ class Run:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Run:
-        """Read what `dataclasses.asdict` gave, through JSON."""
+        """Read what `dataclasses.asdict` gave, through JSON.
+
+        Raises
+        ------
+        ValueError
+            It says what no run can.
+        """
         best = values["best"]
-        return cls(**{**values, "best": None if best is None else (best[0], best[1])})
+        run = cls(**{**values, "best": None if best is None else (float(best[0]), float(best[1]))})
+        counts = (run.seed, run.total, run.epoch, run.stale)
+        if not all(type(count) is int and count >= 0 for count in counts):
+            raise ValueError(f"{run} is none")
+        return run
 
 
 def training_batches(
@@ -155,12 +165,24 @@ def optimizer_arrays(optimizer: torch.optim.Optimizer) -> Arrays:
 
 
 def fill_optimizer(optimizer: torch.optim.Optimizer, arrays: Arrays) -> None:
-    """Give an optimiser the memory that `optimizer_arrays` took."""
+    """Give an optimiser the memory that `optimizer_arrays` took.
+
+    Raises
+    ------
+    ValueError
+        It is not of its parameters.
+    """
     memory: dict[int, dict[str, Tensor]] = {}
     for name, array in arrays.items():
         index, _, key = name.removeprefix(TRAINING).partition("/")
         value = torch.tensor(array)
         memory.setdefault(int(index), {})[key] = value.reshape(()) if key == "step" else value
+    parameters = [one for group in optimizer.param_groups for one in group["params"]]
+    for index, values in memory.items():
+        wanted = parameters[index]
+        moments = [values.get(key, values["step"]) for key in ("exp_avg", "exp_avg_sq")]
+        if any((one.shape, one.dtype) != (wanted.shape, wanted.dtype) for one in moments):
+            raise ValueError(f"what its optimiser knows of weight {index} does not fit")
     state = optimizer.state_dict()
     optimizer.load_state_dict({**state, "state": memory})
 
