@@ -423,6 +423,8 @@ class Model(ABC):
         self.info = dict(meta["info"])
         if not is_plain(self.info):
             raise ValueError("its info cannot be written again")
+        if not all(map(_is_epoch, self.info.get("history", []))):
+            raise ValueError("its history is none of epochs")
         self.set_state(arrays, meta["state"])
 
     def _check(self) -> None:
@@ -609,3 +611,9 @@ class Model(ABC):
                 "info": self.info,
             },
         )
+
+
+def _is_epoch(entry: Any) -> bool:
+    """Whether it is what train.py notes of an epoch: figures by name."""
+    fits = isinstance(entry, dict) and type(entry.get("epoch")) is int
+    return fits and all(isinstance(figure, int | float) for figure in entry.values())
