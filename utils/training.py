@@ -178,11 +178,11 @@ def fill_optimizer(optimizer: torch.optim.Optimizer, arrays: Arrays) -> None:
         value = torch.tensor(array)
         memory.setdefault(int(index), {})[key] = value.reshape(()) if key == "step" else value
     parameters = [one for group in optimizer.param_groups for one in group["params"]]
-    for index, values in memory.items():
-        wanted = parameters[index]
+    for place, values in memory.items():
+        wanted = parameters[place]
         moments = [values.get(key, values["step"]) for key in ("exp_avg", "exp_avg_sq")]
         if any((one.shape, one.dtype) != (wanted.shape, wanted.dtype) for one in moments):
-            raise ValueError(f"what its optimiser knows of weight {index} does not fit")
+            raise ValueError(f"what its optimiser knows of weight {place} does not fit")
     state = optimizer.state_dict()
     optimizer.load_state_dict({**state, "state": memory})
 

@@ -91,7 +91,7 @@ def is_linear(manifest: dict[str, Any]) -> bool:
 
 
 def _object(manifest: dict[str, Any], key: str) -> dict[str, Any]:
-    """An object of a manifest that anybody may have edited."""
+    """An object of a manifest, or of a checkpoint, that anybody may have edited."""
     found = manifest.get(key)
     return found if isinstance(found, dict) else {}
 
@@ -106,7 +106,7 @@ def _difference(manifest: dict[str, Any], checkpoint: Path) -> str:
     info = _object(manifest, "info")
     if info.get("checkpoint") != checkpoint.name:
         return str(info.get("checkpoint"))
-    now = checkpoint_meta(checkpoint)["info"]
+    now = _object(checkpoint_meta(checkpoint), "info")
     # a resumed run writes better weights under the same name
     if any(info.get(key) != now.get(key) for key in ("started", "epoch")):
         return f"an earlier state of {checkpoint.name}"
