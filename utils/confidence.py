@@ -129,7 +129,8 @@ class Calibration:
             Same shape; never more than on the level above.
         """
         found = np.minimum(probs, 1.0)
-        above, sure = np.ones(len(probs)), np.ones(len(probs))
+        above: Floats = np.ones(len(probs), dtype=np.float32)
+        sure: NDArray[np.float64] = np.ones(len(probs))
         for h, level in enumerate(self.levels):
             here = np.clip(probs[:, h] / np.maximum(above, SMALLEST), 0, 1)
             sure = np.minimum(level(probs[:, h]), sure * (1 - LEAST_DOUBT * (1 - here)))
