@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import re
 import sqlite3
 import subprocess
 import sys
@@ -206,6 +207,30 @@ def test_a_report_is_made_once_and_again_after_two_minutes(
     reports._made_at -= 121
     assert reports.page() is None
     assert shown() == b"number 2"
+
+
+def _shown(reports: Reports) -> str:
+    deadline = time.monotonic() + 60
+    while (page := reports.page()) is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return page.decode()
+
+
+def test_a_report_that_cannot_be_made_says_why(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    why = "The window cannot be read: unable to open database file"
+    page = _shown(Reports(folder, folder / "<none>"))
+    assert page == f"<!doctype html><meta charset=utf-8><p>The report failed: {why}."
+    assert f"The report failed: {why}\n" in caplog.text
+    (folder / "evidently.yaml").write_text("service: <b>\n")
+    page = _shown(Reports(folder, folder / "data"))
+    assert "The report failed: evidently.yaml needs a section &#x27;service:&#x27;" in page
+    monkeypatch.setattr("tempfile.tempdir", str(folder / "none"))
+    page = _shown(Reports(folder, folder / "data"))
+    assert re.search(r"The report failed: FileNotFoundError at tempfile.py:\d+\.$", page)
+    assert not (folder / "<none>").exists()
 
 
 def test_a_calculation_that_fails_is_counted_and_the_next_one_works(

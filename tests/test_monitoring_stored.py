@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import shutil
 import sqlite3
 import struct
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from monitor_app import app_of
 from monitor_reference import load_setup
 from monitor_report import Reports
 from monitor_service import Monitor
-from monitor_window import NAME, NotKept
+from monitor_window import NAME, NotKept, Window
 from tests.monitoring import FEATURES, Traffic, body_of, tree, write_folder
 
 SETTINGS = {"window_size": 120, "min_reference_size": 40}
@@ -186,9 +188,15 @@ def test_a_window_of_damaged_rows_alone_is_an_empty_one(folder: Path) -> None:
         "DROP TABLE feedback; CREATE TABLE feedback (id TEXT)",
         "UPDATE answers SET seq = 9223372036854775807 WHERE seq = 50",
         "INSERT INTO rows SELECT seq + 100, class, confidence, length, features, came FROM rows",
+        "INSERT INTO feedback VALUES (9223372036854775807, 'x', 1)",
+        "PRAGMA writable_schema = ON; "
+        "UPDATE sqlite_master SET sql = CAST(x'ff' || sql AS TEXT) WHERE name = 'rows'",
     ],
-    ids=["rows", "answers", "meta", "feedback", "last number", "rows without answers"],
-)
+    ids=[
+        "rows", "answers", "meta", "feedback", "last number", "rows without answers",
+        "last number of feedback", "not UTF-8",
+    ],
+)  # fmt: skip
 def test_a_file_that_cannot_be_gone_on_with_is_moved_aside(damage: str, folder: Path) -> None:
     filled(folder)
     with contextlib.closing(sqlite3.connect(folder / "data" / NAME)) as held:
@@ -208,6 +216,55 @@ def test_a_file_that_cannot_be_gone_on_with_is_moved_aside(damage: str, folder: 
         assert counted(monitor, "ktt_window_rows") == 10
         assert counted(monitor, "ktt_window_writable") == 1
     assert (folder / "data" / f"{NAME}.damaged").exists()
+
+
+@pytest.mark.parametrize("with_folder", [False, True])
+def test_a_window_that_is_taken_away_is_begun_anew(with_folder: bool, folder: Path) -> None:
+    filled(folder)
+    fresh = body_of(Traffic(tree()).draw(np.random.default_rng(4), 10), list("abcdefghij"))
+    with running(folder) as monitor:
+        shutil.rmtree(folder / "data")
+        if not with_folder:
+            (folder / "data").mkdir()
+        monitor.iterate(json.dumps(fresh).encode())
+        with running(folder) as another:  # what is there after kill -9
+            assert len(another.window.kept().rows) == 10
+
+
+def test_a_window_that_is_put_back_is_gone_on_with(folder: Path) -> None:
+    filled(folder)
+    shutil.copytree(folder / "data", folder / "copy")
+    fresh = body_of(Traffic(tree()).draw(np.random.default_rng(4), 10), list("abcdefghij"))
+    with running(folder) as monitor:
+        monitor.iterate(json.dumps(fresh).encode())
+        shutil.rmtree(folder / "data")
+        shutil.copytree(folder / "copy", folder / "data")
+        monitor.attempt()
+        assert counted(monitor, "ktt_window_rows") == 100
+
+
+def test_who_only_looks_at_a_window_leaves_it_as_it_is(folder: Path) -> None:
+    filled(folder)
+    with running(folder) as monitor:
+        columns = monitor.setup.columns
+        before = sorted(path.name for path in (folder / "data").iterdir())
+        seen = Window(folder / "data", columns, 120).seen()
+        assert (len(seen.rows), seen.since, seen.until) == (100, *_times(monitor))
+        with pytest.raises(NotKept, match="cannot be read: it was kept for another model"):
+            Window(folder / "data", replace(columns, checkpoint="other"), 120).seen()
+        assert sorted(path.name for path in (folder / "data").iterdir()) == before
+        with pytest.raises(NotKept, match="cannot be read: unable to open"):
+            Window(folder / "none", columns, 120).seen()
+        assert not (folder / "none").exists()
+    (folder / "data" / NAME).write_bytes(b"no database" * 1000)
+    with pytest.raises(NotKept, match="cannot be read: file is not a database"):
+        Window(folder / "data", columns, 120).seen()
+    assert sorted(path.name for path in (folder / "data").iterdir()) == [NAME]
+
+
+def _times(monitor: Monitor) -> tuple[float, float]:
+    kept = monitor.window.kept()
+    return kept.since, kept.until
 
 
 def test_calculations_that_fail_are_no_ok(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

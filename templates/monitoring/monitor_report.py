@@ -18,6 +18,11 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from monitor_log import place_of
+from monitor_reference import load_setup
+from monitor_tree import SetupError, free_name
+from monitor_window import NotKept, Window, span, utc
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -63,8 +68,11 @@ class Reports:
         return None
 
     def _make(self) -> None:
-        with tempfile.TemporaryDirectory() as folder:
-            page = self._made(Path(folder) / "report.html")
+        try:
+            with tempfile.TemporaryDirectory() as folder:
+                page = self._made(Path(folder) / "report.html")
+        except OSError as error:  # no room on the disk, or for another process
+            page = self._failed(place_of(error))
         with self._lock:
             self._page, self._made_at = page, time.monotonic()
 
@@ -83,12 +91,14 @@ class Reports:
         except subprocess.TimeoutExpired:
             return self._failed("it took too long")
         if done.returncode or not out.is_file():
-            return self._failed(f"its process ended with status {done.returncode}")
+            said = done.stderr.decode("utf-8", "replace").splitlines()
+            status = f"its process ended with status {done.returncode}"
+            return self._failed(said[-1].rstrip(".") if said and done.returncode == 1 else status)
         return out.read_bytes()
 
     def _failed(self, why: str) -> bytes:
         log.error("The report failed: %s", why)
-        return f"<!doctype html><meta charset=utf-8><p>The report failed: {why}.".encode()
+        return f"<!doctype html><meta charset=utf-8><p>The report failed: {html.escape(why)}.".encode()
 
 
 # -- the process ----------------------------------------------------------------------------
@@ -97,8 +107,6 @@ class Reports:
 def frame(rows: Rows, tree: Tree, frequent: list[list[str]]) -> pd.DataFrame:
     """What the report shows of rows; seldom classes of a level are one."""
     import pandas as pd
-
-    from monitor_tree import free_name
 
     columns: dict[str, object] = {}
     labels = [_plain(label) for label in tree.labels]
@@ -136,14 +144,9 @@ def make(folder: Path, data: Path, out: Path) -> None:
     """Write the report."""
     import numpy as np
 
-    from monitor_reference import load_setup
-    from monitor_window import Window, span, utc
-
     setup = load_setup(folder)
-    kept, reference = (
-        Window(data, setup.columns, setup.settings.window_size).kept(),
-        setup.reference,
-    )
+    kept = Window(data, setup.columns, setup.settings.window_size).seen()
+    reference = setup.reference
     if len(reference) > ROWS:
         picks = np.random.default_rng(0).choice(len(reference), ROWS, replace=False)
         reference = reference.take(picks)
@@ -187,4 +190,9 @@ def _compared(current: Rows, reference: Rows, tree: Tree) -> str:
 if __name__ == "__main__":
     with contextlib.suppress(OSError):
         os.nice(10)
-    make(*(Path(argument) for argument in sys.argv[1:4]))
+    try:
+        make(*(Path(argument) for argument in sys.argv[1:4]))
+    except (NotKept, SetupError) as problem:
+        sys.exit(str(problem))
+    except Exception as problem:  # its message may hold data
+        sys.exit(place_of(problem))

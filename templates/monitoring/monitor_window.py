@@ -45,6 +45,14 @@ LABELLED = (
     "ORDER BY seq DESC LIMIT ?"
 )
 
+FEEDBACK = (  # one that comes again is as new as the others
+    "INSERT OR REPLACE INTO feedback (seq, id, truth) "
+    "VALUES ((SELECT coalesce(max(seq), 0) + 1 FROM feedback), ?, ?)"
+)
+
+DAMAGED = (sqlite3.DatabaseError, UnicodeDecodeError, OverflowError)
+"""What a damaged file leads to: what SQLite says of its tables need not be UTF-8 either."""
+
 log = logging.getLogger("monitoring")
 
 
@@ -93,6 +101,7 @@ class Window:
         self._print = fingerprint(columns)
         self._lock = threading.Lock()
         self._held: sqlite3.Connection | None = None
+        self._file: tuple[int, int] | None = None
 
     # -- opening ------------------------------------------------------------------------------
 
@@ -121,7 +130,7 @@ class Window:
                 with held:
                     held.execute("BEGIN IMMEDIATE")
                     yield held
-            except (sqlite3.DatabaseError, OverflowError, OSError) as error:
+            except (*DAMAGED, OSError) as error:
                 self._drop()
                 if _of_the_disk(error):
                     raise NotKept(f"The window cannot be kept: {_line(error)}.") from None
@@ -129,17 +138,21 @@ class Window:
                 raise NotKept("The window was damaged; a new one is begun.") from None
 
     def _opened(self) -> sqlite3.Connection:
+        if self._held is not None and self._file != _file_of(self.path):
+            log.warning("%s has been taken away or replaced: it is opened anew", NAME)
+            self._drop()
         if self._held is None:
             try:
                 self._held = self._connected()
             except _Other as other:
                 self._aside(*other.args)
                 self._held = self._connected()
-            except sqlite3.DatabaseError as error:
+            except DAMAGED as error:
                 if _of_the_disk(error):
                     raise
                 self._aside("damaged", _line(error))
                 self._held = self._connected()
+            self._file = _file_of(self.path)
         return self._held
 
     def _connected(self) -> sqlite3.Connection:
@@ -254,8 +267,7 @@ class Window:
         """
         with self._use() as held:
             early = [(name, truth) for name, truth in items if not _label_old(held, name, truth)]
-            # one that comes again is as new as the others
-            held.executemany("INSERT OR REPLACE INTO feedback (id, truth) VALUES (?, ?)", early)
+            held.executemany(FEEDBACK, early)
             gone = held.execute(
                 "DELETE FROM feedback WHERE seq <= "
                 "(SELECT seq FROM feedback ORDER BY seq DESC LIMIT 1 OFFSET ?)",
@@ -278,11 +290,39 @@ class Window:
             found = held.execute(ROWS, (self.size,)).fetchall()
         return kept_of(found[::-1], self.columns)
 
+    def seen(self) -> Kept:
+        """The window as another process keeps it, which is left as it is.
+
+        Raises
+        ------
+        NotKept
+            It cannot be read, or is another model's.
+        """
+        address = f"{self.path.absolute().as_uri()}?mode=ro"
+        try:
+            with contextlib.closing(sqlite3.connect(address, timeout=5, uri=True)) as held:
+                held.text_factory = _text
+                self._refuse_others(held)
+                found = held.execute(ROWS, (self.size,)).fetchall()
+        except _Other as other:
+            raise NotKept(f"The window cannot be read: {other.args[1]}.") from None
+        except DAMAGED as error:
+            raise NotKept(f"The window cannot be read: {_line(error)}.") from None
+        return kept_of(found[::-1], self.columns)
+
     def labelled(self) -> Labelled:
         """The newest answers with a true class, as many as the window has rows."""
         with self._use() as held:
             found = held.execute(LABELLED, (self.size,)).fetchall()
         return labelled_of(found[::-1], self.columns)
+
+
+def _file_of(path: Path) -> tuple[int, int] | None:
+    """Which file a path leads to; None for none."""
+    with contextlib.suppress(OSError):
+        found = path.stat()
+        return found.st_dev, found.st_ino
+    return None
 
 
 def _text(value: bytes) -> str:
