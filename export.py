@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -252,12 +251,13 @@ def _export_bundle(
 ) -> Path:
     from utils.bundle import write_bundle
     from utils.deployment import write_deployment
+    from utils.files import scratch
 
     folder = layout.bundle(model.name, model.info["dataset"])
     service_file = PROJECT_ROOT / "models" / model.name / "bentoml" / "svc_lts.py"
 
-    with tempfile.TemporaryDirectory(prefix="ktt-export-") as temporary:
-        classifier = Path(temporary) / "classifier"
+    with scratch() as temporary:
+        classifier = temporary / "classifier"
         model.export_classifier(
             classifier,
             options.opset,

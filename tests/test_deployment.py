@@ -137,7 +137,37 @@ def test_a_token_that_is_there_is_kept(line: str) -> None:
     assert {value_of(before, name) for name in SECRETS} == {"mine"}
 
 
-@pytest.mark.parametrize("line", ["{}=", "{}=''", '{}=" "', "{}= # none", "#{}=mine", "MY_{}=mine"])
+@pytest.mark.parametrize(
+    "line", ['{}="mine', "{}='", '{}="mine" yours', '{}="" none', "{}='mine' 'yours'"]
+)
+def test_a_token_that_docker_compose_would_not_see_is_refused(line: str) -> None:
+    before = "".join(line.replace("{}", name) + "\n" for name in SECRETS)
+    with pytest.raises(UserError, match=r"In .env the value of KTT_\w+ begins with a quote"):
+        settings_with_secrets(before)
+
+
+def test_settings_that_an_editor_has_marked_are_kept(trained: Layout) -> None:
+    settings = exported(trained) / ".env"
+    settings.write_text("".join(f"{name}=mine\n" for name in SECRETS), encoding="utf-8-sig")
+    assert run("--monitoring").exit_code == 0
+    assert {value_of(settings.read_text(), name) for name in SECRETS} == {"mine"}
+
+
+def test_a_folder_where_the_settings_go_is_refused_and_kept(trained: Layout) -> None:
+    folder = exported(trained)
+    (folder / ".env").unlink()
+    (folder / ".env" / "bin").mkdir(parents=True)
+    result = run("--monitoring")
+    assert result.exit_code == 1
+    assert result.output.splitlines()[-1].endswith(
+        "is a folder, and a file of settings goes there. Move it."
+    )
+    assert (folder / ".env" / "bin").is_dir()
+
+
+@pytest.mark.parametrize(
+    "line", ["{}=", "{}=''", "{}=''#none", '{}=" "', "{}= # none", "#{}=mine", "MY_{}=mine"]
+)
 def test_what_is_no_token_is_none(line: str) -> None:
     before = "".join(line.replace("{}", name) + "\n" for name in SECRETS)
     assert not any(value_of(before, name) for name in SECRETS)
@@ -250,6 +280,21 @@ def test_a_dataset_that_changed_since_makes_no_reference_set(trained: Layout) ->
     assert result.exit_code == 1
     assert "other rows" in result.output
     assert not trained.build.exists()
+
+
+def test_a_full_disk_for_temporary_files_is_one_line(
+    trained: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none() -> None:
+        raise FileNotFoundError(2, "No usable temporary directory found in ['/tmp']")
+
+    monkeypatch.setattr("tempfile.gettempdir", none)
+    result = run("--bento")
+    assert result.exit_code == 1
+    assert result.output.splitlines()[-1] == (
+        "Error: No usable temporary directory found in ['/tmp']. Free some space, or set TMPDIR to "
+        "a writable folder."
+    )
 
 
 def test_a_failure_leaves_the_system_that_was_there(

@@ -277,6 +277,14 @@ def test_what_is_no_http_is_refused_in_one_line(raw: bytes, status: int, server:
     assert server.ask() == 200
 
 
+def test_a_refusal_without_a_body_is_an_answer_too(server: Running) -> None:
+    with server.connect() as client:
+        client.sendall(b"HEAD /" + b"a" * 3000 + b" HTTP/1.1\r\nHost: a\r\n\r\n")
+        head, _, body = everything(client).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 414 ")
+    assert body == b""
+
+
 def test_a_body_that_is_too_long_is_the_applications_to_refuse(server: Running) -> None:
     with server.connect() as client:
         client.sendall(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000\r\n\r\n")

@@ -30,6 +30,7 @@ from monitor_metrics import Metrics
 from monitor_reference import load_setup
 from monitor_report import Reports, with_line
 from monitor_service import Monitor
+from monitor_settings import listen_address
 from monitor_tree import SetupError, Tree
 from monitor_window import NAME, NotKept, span
 from tests.monitoring import FEATURES, Traffic, body_of, hierarchy, scores_of, tree, write_folder
@@ -709,6 +710,28 @@ def test_a_folder_that_cannot_be_written_stops_no_metrics(
 
 
 # -- setting up -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("address", "port", "listens"),
+    [
+        ("", "", "127.0.0.1:5001"),
+        ("0.0.0.0", "80", "0.0.0.0:80"),
+        ("::1", " 5077\n", "[::1]:5077"),
+        ("[::]", "65535", "[::]:65535"),
+        ("localhost", "05001", "localhost:05001"),
+    ],
+)
+def test_where_it_listens(address: str, port: str, listens: str) -> None:
+    environ = {"KTT_MONITOR_ADDRESS": address, "KTT_MONITOR_PORT": port}
+    assert listen_address(environ) == listens
+
+
+@pytest.mark.parametrize("port", ["0", "-1", "65536", "70000", "abc", "5001.0", "٥٠٠١", "9" * 5000])
+def test_a_port_that_is_none_is_one_line(port: str) -> None:
+    with pytest.raises(SetupError, match="KTT_MONITOR_PORT=.* is no port") as caught:
+        listen_address({"KTT_MONITOR_PORT": port})
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

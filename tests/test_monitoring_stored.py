@@ -190,7 +190,7 @@ def test_a_window_of_damaged_rows_alone_is_an_empty_one(folder: Path) -> None:
         "INSERT INTO rows SELECT seq + 100, class, confidence, length, features, came FROM rows",
         "INSERT INTO feedback VALUES (9223372036854775807, 'x', 1)",
         "PRAGMA writable_schema = ON; "
-        "UPDATE sqlite_master SET sql = CAST(x'ff' || sql AS TEXT) WHERE name = 'rows'",
+        "UPDATE sqlite_master SET name = CAST(x'ff' AS TEXT), sql = 'x' WHERE name = 'rows'",
     ],
     ids=[
         "rows", "answers", "meta", "feedback", "last number", "rows without answers",

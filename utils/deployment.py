@@ -77,7 +77,11 @@ def write_deployment(
     """
     kept = [entry.name for entry in _entries(folder) if entry.name not in (*WRITTEN, ".env")]
     settings = folder / ".env"
-    before = settings.read_text("utf-8", "surrogateescape") if settings.is_file() else ""
+    if settings.is_dir():
+        raise UserError(f"{settings} is a folder, and a file of settings goes there. Move it.")
+    # some editors begin a file with a mark, which docker-compose reads past
+    before = settings.read_text("utf-8-sig", "surrogateescape") if settings.is_file() else ""
+    after = settings_with_secrets(before, token=token)
     with atomic_dir(folder, keep=kept) as temporary:
         write_bundle(temporary / "inference", service_file=service_file, classifier=classifier)
         _write_monitoring(
@@ -89,7 +93,7 @@ def write_deployment(
         if LOCAL not in kept:
             _write_local(temporary / LOCAL)
         _make_readable(temporary)
-        _write_secret(temporary / ".env", settings_with_secrets(before, token=token))
+        _write_secret(temporary / ".env", after)
     return folder
 
 
@@ -220,6 +224,11 @@ def settings_with_secrets(before: str, *, token: bool = True) -> str:
     ----------
     token
         Whether one of them is that of the service's clients.
+
+    Raises
+    ------
+    UserError
+        As `value_of` does.
     """
     text = before or (TEMPLATES / "deployment" / "env.tmpl").read_text(encoding="utf-8")
     for name in (PASSWORD, MONITOR_TOKEN, *([API_TOKEN] if token else [])):
@@ -229,11 +238,24 @@ def settings_with_secrets(before: str, *, token: bool = True) -> str:
 
 
 def value_of(settings: str, name: str) -> str:
-    """The value that `.env` gives a variable; empty without one."""
+    """The value that `.env` gives a variable; empty without one.
+
+    Raises
+    ------
+    UserError
+        It begins with a quote and is not one text in quotes: docker-compose reads past the line.
+    """
     found = _line_of(name).findall(settings)
     value: str = found[-1].strip() if found else ""  # the last one counts
-    quoted = re.fullmatch(r"""(["'])(.*)\1(\s+#.*)?""", value)
-    return quoted[2].strip() if quoted else re.sub(r"(^|\s+)#.*", "", value)
+    if not value.startswith(("'", '"')):
+        return re.sub(r"(^|\s+)#.*", "", value)
+    quoted = re.fullmatch(r"""(["'])((?:\\.|(?!\1)[^\\])*)\1(\s*#.*)?""", value)
+    if quoted is None:
+        raise UserError(
+            f"In .env the value of {name} begins with a quote and does not end with it: no value "
+            "for docker-compose. Mend that line."
+        )
+    return quoted[2].strip()
 
 
 def _with_value(settings: str, name: str, value: str) -> str:

@@ -223,7 +223,13 @@ def scratch() -> Iterator[Path]:
     UserError
         It cannot be written.
     """
-    with explained(Path(tempfile.gettempdir()) / "scratch"):
+    try:
+        home = tempfile.gettempdir()
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{error.strerror}. Free some space, or set TMPDIR to a writable folder."
+        ) from error
+    with explained(Path(home) / "scratch"):
         folder = Path(tempfile.mkdtemp(prefix="ktt-"))
         try:
             yield folder

@@ -3,10 +3,13 @@
 import asyncio
 import os
 import socket
+import sys
 
 from gunicorn.workers import base
 
 from monitor_front import PIECE, Front
+from monitor_settings import listen_address
+from monitor_tree import SetupError
 
 
 class Worker(base.Worker):
@@ -33,8 +36,10 @@ class Worker(base.Worker):
         return server
 
 
-ADDRESS = os.environ.get("KTT_MONITOR_ADDRESS") or "127.0.0.1"
-bind = f"{ADDRESS}:{os.environ.get('KTT_MONITOR_PORT') or '5001'}"
+try:
+    bind = listen_address()
+except SetupError as error:
+    sys.exit(f"Error: {error}")
 workers = 1  # the counters and the calculation are this process's
 worker_class = Worker
 timeout = 60

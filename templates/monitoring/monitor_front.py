@@ -93,6 +93,7 @@ class Client:
         self.reader, self.writer = reader, writer
         self.http = h11.Connection(h11.SERVER, max_incomplete_event_size=PIECE)
         self.held = 0
+        self.wants_body = True
         writer.transport.set_write_buffer_limits(high=0)  # to wait until all of it is sent
 
     async def event(self) -> Any:
@@ -184,9 +185,11 @@ class Front:
 
     async def _environ(self, client: Client) -> dict[str, Any] | None:
         """A whole request as the application reads it; None if the client says no more."""
+        client.wants_body = True
         request = await client.event()
         if not isinstance(request, h11.Request):
             return None
+        client.wants_body = request.method != b"HEAD"
         if len(request.target) > self._limits.target:
             raise Unanswerable(HTTPStatus.REQUEST_URI_TOO_LONG)
         if len(request.headers) > self._limits.headers:
@@ -218,7 +221,7 @@ class Front:
             headers.append(("Connection", "close"))
         status = HTTPStatus(answer.status)
         head = h11.Response(status_code=status, reason=status.phrase.encode(), headers=headers)
-        data = [h11.Data(data=answer.body)] if answer.body else []
+        data = [h11.Data(data=answer.body)] if answer.body and client.wants_body else []
         self._wait_for(client)
         self._hold(client, len(answer.body))
         async with asyncio.timeout(self._limits.answer):

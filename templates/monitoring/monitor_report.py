@@ -98,7 +98,9 @@ class Reports:
 
     def _failed(self, why: str) -> bytes:
         log.error("The report failed: %s", why)
-        return f"<!doctype html><meta charset=utf-8><p>The report failed: {html.escape(why)}.".encode()
+        return (
+            f"<!doctype html><meta charset=utf-8><p>The report failed: {html.escape(why)}.".encode()
+        )
 
 
 # -- the process ----------------------------------------------------------------------------

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -36,6 +38,23 @@ class Settings:
         while grid[-1] * 2 < self.window_size:
             grid.append(grid[-1] * 2)
         return sorted({*grid, self.window_size})
+
+
+def listen_address(environ: Mapping[str, str] = os.environ) -> str:
+    """Where KTT_MONITOR_ADDRESS and KTT_MONITOR_PORT let it listen, as gunicorn has it.
+
+    Raises
+    ------
+    SetupError
+        The port is none.
+    """
+    host = environ.get("KTT_MONITOR_ADDRESS", "").strip() or "127.0.0.1"
+    port = environ.get("KTT_MONITOR_PORT", "").strip() or "5001"
+    if not (port.isascii() and port.isdecimal() and len(port) < 6 and 0 < int(port) < 65_536):
+        raise SetupError(f"KTT_MONITOR_PORT={port!r} is no port. Give a number from 1 to 65535.")
+    if ":" in host and not host.startswith("["):  # of version 6
+        host = f"[{host}]"
+    return f"{host}:{port}"
 
 
 def load_settings(path: Path) -> tuple[Settings, list[str] | None]:
