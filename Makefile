@@ -14,7 +14,7 @@ help:
 
 ## make demo     generate data, train two models, export both, ask one over HTTP
 demo: $(READY)
-	$(BIN)/python demo.py
+	$(BIN)/python -m examples.demo
 
 ## make pipeline the demo dataset through DVC: what has changed since the last time is done again
 pipeline: $(READY)
@@ -28,11 +28,12 @@ test: $(READY)
 e2e: $(READY)
 	$(BIN)/python -m pytest -m slow
 
-## make check    style and types
+## make check    style, types, and which folder may import which
 check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
 
 ## make format   put the code into shape
 format: $(READY)

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from utils import cli
 from utils.adapters.options import (
     GroupedCommand,
     label_options,
@@ -18,8 +17,9 @@ from utils.adapters.options import (
     split_options,
     target_options,
 )  # fmt: skip
-from utils.errors import UserError
-from utils.paths import Layout, given_path
+from utils.common import cli
+from utils.common.errors import UserError
+from utils.common.paths import Layout, given_path
 
 if TYPE_CHECKING:
     from utils.adapters.labels import LabelOptions
@@ -146,8 +146,8 @@ def flat(paths: tuple[str, ...], name: str, **values: Any) -> None:
     from utils.adapters.flat import FlatOptions, adapt_flat
     from utils.adapters.lookup import Lookup
     from utils.adapters.pipeline import AdaptOptions
-    from utils.adapters.reading import ReadOptions
     from utils.adapters.splitting import Ratios
+    from utils.tables.batches import ReadOptions
 
     with suppress(OSError):  # no file can have such a name, and no dataset: which is said later
         if Path(name).is_file():

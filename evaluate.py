@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from models import MODELS
-from utils import cli
-from utils.errors import UserError
-from utils.paths import Layout, given_path
-from utils.predicting import RUNTIMES
+from utils.common import cli
+from utils.common.errors import UserError
+from utils.common.paths import Layout, given_path
+from utils.inference.manifest import RUNTIMES
 
 if TYPE_CHECKING:
-    from utils.data import Dataset, Split
-    from utils.decode import Predictions
-    from utils.hierarchy import Hierarchy, Ints
-    from utils.predicting.pipeline import Source
+    from utils.hierarchy.dataset import Dataset, Split
+    from utils.hierarchy.decode import Predictions
+    from utils.hierarchy.tree import Hierarchy, Ints
+    from utils.inference.pipeline import Source
 
 SPLITS = ("train", "val", "test")
 SHOWN = 3  # classes named in a line
@@ -102,8 +102,8 @@ def mapped(
 
 def answered(source: Source, split: Split, progress: Any = None) -> Predictions:
     """Answer a split, counting scores against its truth."""
-    from utils.decode import ScoreHistogram, decode, join
-    from utils.predicting.pipeline import ahead, window_rows
+    from utils.hierarchy.decode import ScoreHistogram, decode, join
+    from utils.inference.pipeline import ahead, window_rows
 
     truth = source.tree.last_codes(split.codes, source.hierarchy)
     histogram = ScoreHistogram()
@@ -154,9 +154,9 @@ def evaluate_pair(
     metrics, path
         The figures, and the file that they were written to.
     """
-    from utils.data import load_dataset
-    from utils.files import followed, write_json
-    from utils.metrics import evaluate
+    from utils.common.files import followed, write_json
+    from utils.hierarchy.dataset import load_dataset
+    from utils.hierarchy.metrics import evaluate
     from utils.runner import opener
 
     other, split = options["on"] or dataset, options["split"]
@@ -239,11 +239,13 @@ EPILOG = """Examples:
 @click.option("-v", "--verbose", is_flag=True, help="Log what happens.")
 def main(verbose: bool, cpu: bool, **values: Any) -> None:
     """Score a trained model on a dataset: the figures of a test report, for any rows."""
+    from utils.store import run_options
+
     cli.start_logging(verbose)
     if cpu:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # read when torch is imported: not before here
     values["runtime"] = values["runtime"] or "torch"
-    layout, (model, dataset, values["time"]) = cli.opened(values, MODELS)
+    layout, (model, dataset, values["time"]) = run_options.opened(values, MODELS)
     metrics, path = evaluate_pair(layout, model, dataset, values)
     rows = [[name.replace("_", " "), value] for name, value in metrics.items() if name != "rows"]
     cli.table(f"{model} · {dataset} on {values['on'] or dataset}", ["figure", "value"], rows)

@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from models import MODELS
-from utils import cli
-from utils.errors import UserError, unknown
-from utils.manifest import OPSET, OPSETS, RUNTIMES, read_manifest
-from utils.paths import PROJECT_ROOT, Layout
+from utils.common import cli
+from utils.common.errors import UserError, unknown
+from utils.common.paths import PROJECT_ROOT, Layout
+from utils.inference.manifest import OPSET, OPSETS, RUNTIMES, read_manifest
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
     from models.model import Model
-    from utils.data import Dataset, Split
-    from utils.parity import Evidence
+    from utils.export.validation import Evidence
+    from utils.hierarchy.dataset import Dataset, Split
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +50,7 @@ def wanted_pairs(
     UserError
         Unknown names, or nothing trained to export.
     """
-    from utils.checkpoints import trained_pairs
+    from utils.common.checkpoints import trained_pairs
 
     for model in models or []:
         if model not in MODELS:
@@ -83,8 +83,8 @@ def export(layout: Layout, model_name: str, dataset_name: str, options: Options)
         The folders written.
     """
     from models import model_class
-    from utils import dvc
-    from utils.checkpoints import find_checkpoint
+    from utils.common import dvc
+    from utils.common.checkpoints import find_checkpoint
 
     folders = layout.output(model_name, dataset_name), layout.bundle(model_name, dataset_name)
     asked = zip(folders, (options.onnx, options.bento), strict=True)
@@ -117,8 +117,8 @@ def export(layout: Layout, model_name: str, dataset_name: str, options: Options)
 
 def exported(folder: Path) -> list[Path]:
     """What an export wrote into one of its folders, without what others keep there."""
-    from utils.deployment import WRITTEN
-    from utils.tracking import kept
+    from utils.common.outputs import kept
+    from utils.export.deployment import WRITTEN
 
     if (folder / "bentoml.yml").exists():
         return [folder]
@@ -136,8 +136,8 @@ def reference_set(layout: Layout, model: Model, checkpoint: Path) -> Path | pa.T
     UserError
         There is none and the dataset that it could be made from is missing, or another one by now.
     """
-    from utils import dvc
-    from utils.deployment import fits
+    from utils.common import dvc
+    from utils.export.deployment import fits
 
     name = model.info["dataset"]
     beside = checkpoint.with_name(f"{checkpoint.stem}_reference.parquet")
@@ -167,7 +167,7 @@ def check_size(reference: Path | Split, dataset: str) -> None:
     UserError
         It has too few rows.
     """
-    from utils.deployment import LEAST_ROWS, row_count
+    from utils.export.deployment import LEAST_ROWS, row_count
 
     if (rows := row_count(reference)) < LEAST_ROWS:
         raise UserError(
@@ -185,7 +185,7 @@ def trained_rows(layout: Layout, model: Model) -> Dataset:
     UserError
         It is not here, or has other rows by now.
     """
-    from utils.data import load_dataset
+    from utils.hierarchy.dataset import load_dataset
 
     dataset = load_dataset(layout, model.info["dataset"])
     if dataset.fingerprint != model.info.get("fingerprint"):
@@ -197,7 +197,7 @@ def trained_rows(layout: Layout, model: Model) -> Dataset:
 
 def validation_rows(layout: Layout, model: Model) -> Evidence:
     """The validation rows that a model was trained with, or why there are none."""
-    from utils.parity import Evidence
+    from utils.export.validation import Evidence
 
     try:
         dataset = trained_rows(layout, model)
@@ -217,7 +217,7 @@ def by_small_graph(layout: Layout, model: Model, classifier: Path) -> pa.Table |
     Live answers are compared with it, and they are that graph's. Without the rows that the model
     was tested on its own answers have to do.
     """
-    from utils.classifier import Classifier
+    from utils.inference.classifier import Classifier
 
     if not read_manifest(classifier).get("quantization"):
         return None
@@ -249,9 +249,9 @@ def _export_bundle(
     evidence: Evidence,
     reference: Path | pa.Table | None,
 ) -> Path:
-    from utils.bundle import write_bundle
-    from utils.deployment import write_deployment
-    from utils.files import scratch
+    from utils.common.files import scratch
+    from utils.export.bundle import write_bundle
+    from utils.export.deployment import write_deployment
 
     folder = layout.bundle(model.name, model.info["dataset"])
     service_file = PROJECT_ROOT / "models" / model.name / "bentoml" / "svc_lts.py"
@@ -287,7 +287,7 @@ def _export_bundle(
 
 def _say_token(folder: Path) -> None:
     """Say whether requests need a token, and never which."""
-    from utils.deployment import API_TOKEN, value_of
+    from utils.export.deployment import API_TOKEN, value_of
 
     settings = folder / ".env"
     if value_of(settings.read_text("utf-8", "surrogateescape"), API_TOKEN):
@@ -373,6 +373,8 @@ def main(
     **values: Any,
 ) -> None:
     """Export trained models as ONNX graphs or as a service bundle."""
+    from utils.store import run_options
+
     cli.start_logging(verbose)
     layout = Layout(fetch=values["dvc"] is not False)
     values["bento"] = values["bento"] or values["monitoring"]
@@ -389,7 +391,7 @@ def main(
         if not best:
             raise UserError(f"--tag {tag} means that run's best checkpoint: leave out --latest.")
         given = ",".join(models or []), ",".join(datasets or []), values["time"]
-        model, dataset, values["time"] = cli.chosen(layout, tag, *given)
+        model, dataset, values["time"] = run_options.chosen(layout, tag, *given)
         models, datasets = [model], [dataset]
     export_all(layout, wanted_pairs(layout, models, datasets), Options(latest=not best, **values))
 

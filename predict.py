@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from models import MODELS
-from utils import cli
-from utils.adapters.dialect import separator
-from utils.errors import UserError
-from utils.paths import Layout, given_path
-from utils.predicting import RUNTIMES
-from utils.predicting.formats import FORMATS, GZIP, format_of, open_output
+from utils.common import cli
+from utils.common.errors import UserError
+from utils.common.paths import Layout, given_path
+from utils.inference.manifest import RUNTIMES
+from utils.tables.dialect import separator
+from utils.tables.formats import FORMATS, GZIP, format_of, open_output
 
 if TYPE_CHECKING:
-    from utils.predicting.pipeline import Count
+    from utils.inference.pipeline import Count
 
 STANDARD = Path("-")
 BATCH_ROWS = 512  # for a worker at once
@@ -55,13 +55,13 @@ def destination(
 
 def predict(layout: Layout, model: str, dataset: str, file: Path, options: dict[str, Any]) -> None:
     """Answer a file and write the result."""
-    from utils.adapters.reading import ReadOptions
-    from utils.predicting.answers import AnswerOptions
-    from utils.predicting.pipeline import answer_rows
-    from utils.predicting.reading import open_rows
-    from utils.predicting.sources import text_columns
-    from utils.predicting.writing import open_writer
+    from utils.inference.answers import AnswerOptions
+    from utils.inference.pipeline import answer_rows
+    from utils.inference.sources import text_columns
+    from utils.inference.writing import open_writer
     from utils.runner import DEFAULT_SIGNATURES, Runner, opener
+    from utils.tables.batches import ReadOptions
+    from utils.tables.stream import open_rows
 
     read = input_format(file, options["input_format"])
     target, kind = destination(file, options["output"], options["format"], read)
@@ -173,6 +173,8 @@ def main(file: Path, verbose: bool, cpu: bool, **values: Any) -> None:
     FILE is CSV, TSV, JSON lines or Parquet. Its rows come out in the same order with columns of
     answers added, however many they are; nothing is held in memory but a few thousand rows.
     """
+    from utils.store import run_options
+
     cli.start_logging(verbose)
     if cpu:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # read when torch is imported: not before here
@@ -182,7 +184,7 @@ def main(file: Path, verbose: bool, cpu: bool, **values: Any) -> None:
             raise UserError(f"--sep {values['sep']!r} is not one ASCII character.")
     if any("\ud800" <= letter <= "\udfff" for letter in values["column"]):
         raise UserError(f"--column {values['column']!r} has characters that cannot be encoded.")
-    layout, (model, dataset, values["time"]) = cli.opened(values, MODELS)
+    layout, (model, dataset, values["time"]) = run_options.opened(values, MODELS)
     predict(layout, model, dataset, file, values)
 
 

@@ -11,13 +11,13 @@ from typing import Any
 
 import click
 
-from utils import cli
-from utils.errors import UserError
+from utils.common import cli
+from utils.common.errors import UserError
+from utils.common.text_table import printable
 from utils.store import Comparison, Entry, Store, Tag
 from utils.store.datasets import changes
 from utils.store.info import BY, TEST
 from utils.store.tags import parse_labels
-from utils.text_table import printable
 
 FORMS = ("table", "json")
 SHOWN = (BY, f"{TEST}{BY}")

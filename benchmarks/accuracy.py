@@ -79,9 +79,10 @@ def main(data: Path, models: str, sets: str, encoder: str, epochs: int | None) -
     with tempfile.TemporaryDirectory() as temporary:
         os.environ["KTT_ROOT"] = temporary
         from adapt import main as adapt
-        from train import Options, train_all
-        from utils.data import load_dataset
-        from utils.paths import Layout
+        from train import train_all
+        from utils.common.paths import Layout
+        from utils.hierarchy.dataset import load_dataset
+        from utils.training.run import Options
 
         layout = Layout()
         rows: list[tuple[object, ...]] = []

@@ -172,9 +172,9 @@ def texts_of(folder: Path) -> list[str]:
 def exported(model: str, dataset: str, folder: Path) -> Any:
     """The classifier that a bundle of the trained model would run."""
     from models import model_class
-    from utils.checkpoints import find_checkpoint
-    from utils.classifier import Classifier
-    from utils.paths import Layout
+    from utils.common.checkpoints import find_checkpoint
+    from utils.common.paths import Layout
+    from utils.inference.classifier import Classifier
 
     found = model_class(model).from_checkpoint(find_checkpoint(Layout(), model, dataset))
     found.export_classifier(folder)
@@ -197,8 +197,8 @@ def main(
     from monitor_drift import Detector
     from monitor_settings import read_settings
     from monitor_tree import Tree
-    from utils.data import load_dataset
-    from utils.paths import Layout
+    from utils.common.paths import Layout
+    from utils.hierarchy.dataset import load_dataset
 
     data = load_dataset(Layout(), dataset)
     rng = np.random.default_rng(0)

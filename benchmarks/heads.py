@@ -40,7 +40,7 @@ NORM = 5
 
 def make_tree(classes: int) -> Any:
     """A random tree of that many classes; every inner class has a child, some have many."""
-    from utils.hierarchy import Hierarchy
+    from utils.hierarchy.tree import Hierarchy
 
     rng = np.random.default_rng(0)
     sizes = np.maximum(1, (SHARES * classes).astype(int))

@@ -41,7 +41,7 @@ def read(folder: Path) -> tuple[Any, Any, Any, list[str], list[str]]:
     """Return tree, train codes, test codes, train texts, test texts."""
     import pyarrow.parquet as pq
 
-    from utils.hierarchy import Hierarchy
+    from utils.hierarchy.tree import Hierarchy
 
     table = pq.read_table(folder / "data.parquet", columns=["text", "classes"])
     part = np.array(pq.read_table(folder / "split.parquet")["split"].to_pylist())
@@ -90,8 +90,8 @@ def top_down(tree: Any, decisions: Any) -> Any:
 def ours(tree: Any, config: Any, data: tuple[Any, ...], features: Any) -> Any:
     """Return a run of Tfidf_HSGD: (fit s, predict s, path accuracy, the same from the top down)."""
     from models.tfidf_hsgd.tfidf_hsgd import Tfidf_HSGD
-    from utils.decode import decode
-    from utils.linear import TfidfScorer
+    from utils.hierarchy.decode import decode
+    from utils.linear.scorer import TfidfScorer
 
     train, test, train_codes, test_codes = data
 
@@ -147,7 +147,7 @@ def hiclass(config: Any, data: tuple[Any, ...], tree: Any, jobs: int) -> Any:
 def main(folder: Path, rounds: int) -> None:
     """Print times, accuracies and the ratio for one SET."""
     from models.tfidf_hsgd.tfidf_hsgd import HSGDConfig
-    from utils.tfidf import TfidfFeatures
+    from utils.linear.tfidf import TfidfFeatures
 
     warnings.filterwarnings("ignore")
     tree, train_codes, test_codes, train_texts, test_texts = read(folder)
@@ -159,7 +159,7 @@ def main(folder: Path, rounds: int) -> None:
     for n in sorted({1, jobs}):
         sides[f"hiclass, {n} job{'s' * (n > 1)}"] = hiclass(config, data, tree, n)
     start = time.perf_counter()
-    from utils import sgd_kernel  # noqa: F401
+    from utils.linear import sgd_kernel  # noqa: F401
 
     print(
         f"compiling, or reading what is compiled: {time.perf_counter() - start:.1f} s (not counted)"

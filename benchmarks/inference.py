@@ -59,9 +59,9 @@ def train(name: str, rows: int, epochs: int) -> Path:
     import numpy as np
 
     from models import model_class
-    from utils.config import load_config
-    from utils.data import load_dataset
-    from utils.paths import Layout
+    from utils.common.config import load_config
+    from utils.common.paths import Layout
+    from utils.hierarchy.dataset import load_dataset
 
     layout = Layout()
     data, cls = load_dataset(layout, DATASET), model_class(name)
@@ -80,12 +80,12 @@ def export(name: str, quantize: str | None) -> Any:
     """Export and open what was exported."""
     import export as exporting
     from models import model_class
-    from utils import parity
-    from utils.paths import Layout
-    from utils.predicting.sources import open_source
+    from utils.common.paths import Layout
+    from utils.export import validation
+    from utils.inference.sources import open_source
 
     # What a model of one epoch on a few rows loses in int8 says nothing of real ones.
-    parity.EQUAL_DECISIONS, parity.ACCURACY_LOSS = 0.0, 1.0
+    validation.EQUAL_DECISIONS, validation.ACCURACY_LOSS = 0.0, 1.0
     options = exporting.Options(onnx=True, quantize=quantize)
     exporting.export(Layout(), name, DATASET, options)
     return open_source(Layout(), name, DATASET, model_class, runtime="onnx")
@@ -119,11 +119,11 @@ def reference(model: Any, texts: Sequence[str]) -> list[int]:
 
 def pipeline(source: Any, path: Path, out: Path) -> list[str]:
     """What predict.py does with a CSV once its model is loaded; the answers."""
-    from utils.predicting.answers import AnswerOptions
-    from utils.predicting.formats import open_output
-    from utils.predicting.pipeline import answer_rows
-    from utils.predicting.reading import open_rows
-    from utils.predicting.writing import open_writer
+    from utils.inference.answers import AnswerOptions
+    from utils.inference.pipeline import answer_rows
+    from utils.inference.writing import open_writer
+    from utils.tables.formats import open_output
+    from utils.tables.stream import open_rows
 
     with open_rows(path, "csv") as rows, open_output(out) as stream:
         answer_rows(source, rows, open_writer(stream, "csv"), AnswerOptions())
@@ -189,7 +189,7 @@ Work = tuple[Callable[[], Any], int]
 def measure(name: str, rows: int, epochs: int, runs: int, texts: list[str], folder: Path) -> None:
     """Print the figures of one model."""
     from models import model_class
-    from utils.predicting.sources import from_checkpoint
+    from utils.inference.sources import from_checkpoint
 
     checkpoint = train(name, rows, epochs)
     few, most = texts[: max(64, len(texts) // 24)], texts[: max(64, len(texts) // 4)]
@@ -283,8 +283,8 @@ def main(data: Path | None, models: str, texts: int, rows: int, epochs: int, run
     """Print the figures of each of MODELS."""
     with tempfile.TemporaryDirectory() as temporary:
         os.environ["KTT_ROOT"] = temporary
-        from utils.data import load_dataset
-        from utils.paths import Layout
+        from utils.common.paths import Layout
+        from utils.hierarchy.dataset import load_dataset
 
         prepare(data, Path(temporary))
         dataset = load_dataset(Layout(), DATASET)

@@ -26,8 +26,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.traffic import generated_texts  # noqa: E402
-from utils.deployed import OUTAGES, Deployed, deployed, outage, why_not  # noqa: E402
-from utils.steady import Outcome, Steady, Texts, quantile  # noqa: E402
+from tests.support.deployed import OUTAGES, Deployed, deployed, outage, why_not  # noqa: E402
+from tests.support.steady import Outcome, Steady, Texts, quantile  # noqa: E402
 
 HEALTHY = "healthy"
 WANTED = 1.2

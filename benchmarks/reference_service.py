@@ -13,7 +13,7 @@ from typing import Any
 
 import bentoml
 
-from utils.serving import FolderArtifact, TextClassifierService
+from utils.serving.service import FolderArtifact, TextClassifierService
 
 
 class Padded:
@@ -46,8 +46,8 @@ class CheckpointArtifact(FolderArtifact):
     def open(self, folder: Path) -> Any:
         """Rebuild the model."""
         from models.db_bhcn.db_bhcn import DB_BHCN
-        from utils.classifier import Classifier
-        from utils.manifest import ServiceInfo
+        from utils.inference.classifier import Classifier
+        from utils.inference.manifest import ServiceInfo
 
         (path,) = folder.glob("*.pt")
         model = DB_BHCN.from_checkpoint(path)

@@ -117,7 +117,7 @@ def together(parts: Sequence[Outcome], seconds: float, count: int) -> Outcome:
 def measure(name: str, opener: Any, texts: list[str], options: dict[str, Any]) -> bool:
     """Print the figures of one model; return whether it is as fast as wanted."""
     from utils.runner import DEFAULT_SIGNATURES, Runner
-    from utils.runner.texts import TextModel
+    from utils.runner.text_model import TextModel
 
     callers, workers, limit = options["callers"], options["workers"], options["max_latency"]
     new = partial(
@@ -235,8 +235,8 @@ def main(data: Path | None, models: str, trained: str | None, rows: int, **optio
         if not trained:
             os.environ["KTT_ROOT"] = temporary
         from benchmarks import inference
-        from utils.data import load_dataset
-        from utils.paths import Layout
+        from utils.common.paths import Layout
+        from utils.hierarchy.dataset import load_dataset
         from utils.runner import opener
 
         if not trained:

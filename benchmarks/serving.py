@@ -93,7 +93,7 @@ def middle(turns: Sequence[Measured]) -> Measured:
 
 def export(root: Path, dataset: str, *options: str) -> Path:
     """Export the trained model into a root of its own; the bundle's folder."""
-    from utils.paths import Layout
+    from utils.common.paths import Layout
 
     root.mkdir()
     known = Layout()
@@ -106,7 +106,7 @@ def export(root: Path, dataset: str, *options: str) -> Path:
 
 def reference_bundle(root: Path, checkpoint: Path) -> Path:
     """A bundle around the checkpoint."""
-    from utils.bundle import write_bundle
+    from utils.export.bundle import write_bundle
 
     folder = root / "checkpoint"
     folder.mkdir()
@@ -118,7 +118,7 @@ def reference_bundle(root: Path, checkpoint: Path) -> Path:
 @contextlib.contextmanager
 def running(bundle: Path, home: Path) -> Iterator[Any]:
     """A server of the bundle, warm."""
-    from utils.server import served
+    from utils.serving.local_server import served
 
     with served(bundle, "serve-gunicorn", BENTOML, home) as server:
         yield server
@@ -127,7 +127,7 @@ def running(bundle: Path, home: Path) -> Iterator[Any]:
 @contextlib.contextmanager
 def monitored(bundle: Path, home: Path, python: Path) -> Iterator[Any]:
     """A server of the bundle with its monitoring service beside it."""
-    from utils.server import free_port
+    from utils.serving.local_server import free_port
 
     port = str(free_port())
     home.mkdir()
@@ -173,7 +173,7 @@ def equal_answers(servers: Sequence[Any], texts: Sequence[str]) -> float:
 def runtime_alone(bundle: Path, texts: Sequence[str], runs: int) -> float:
     """Rows per second of ONNX Runtime on inputs that are ready; the median."""
     from benchmarks.inference import runtime_alone as alone
-    from utils.classifier import Classifier
+    from utils.inference.classifier import Classifier
 
     (folder,) = bundle.glob("*/artifacts/classifier")
     work = alone(Classifier.load(folder).scorer, texts)
@@ -231,9 +231,9 @@ def main(
     pairs: int,
 ) -> None:
     """Load both servers and print the figures."""
-    from utils.checkpoints import find_checkpoint
-    from utils.data import load_dataset
-    from utils.paths import Layout
+    from utils.common.checkpoints import find_checkpoint
+    from utils.common.paths import Layout
+    from utils.hierarchy.dataset import load_dataset
 
     texts = list(load_dataset(Layout(), dataset).test.texts)
     checkpoint = find_checkpoint(Layout(), MODEL, dataset)

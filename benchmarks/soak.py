@@ -3,7 +3,8 @@
     python export.py -m tfidf_hsgd -d shop --monitoring
     python benchmarks/soak.py build/tfidf_hsgd_shop --minutes 15
 
-The system runs in a copy of the folder, as containers or else as processes (see utils/deployed.py).
+The system runs in a copy of the folder, as containers or else as processes (see
+tests/support/deployed.py).
 Most requests are good, some deserve a 4xx, and some are feedback about earlier answers. Exit status
 1 if a request got a status that it should not have, the memory of a service moved by more than 5 %
 after the first two minutes, or the monitor's window or the queue before it passed its bound.
@@ -26,9 +27,9 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.traffic import BAD_BODIES, generated_texts  # noqa: E402
-from utils.deployed import Deployed, deployed, why_not  # noqa: E402
-from utils.serving_monitor import Settings  # noqa: E402
-from utils.steady import Outcome, Request, Steady, quantile  # noqa: E402
+from tests.support.deployed import Deployed, deployed, why_not  # noqa: E402
+from tests.support.steady import Outcome, Request, Steady, quantile  # noqa: E402
+from utils.serving.monitor_client import Settings  # noqa: E402
 
 WATCHED = ("inference", "monitoring")
 SAMPLE_SECONDS = 10

@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.adapt import DELIMITER, measured  # noqa: E402
-from tests import databases  # noqa: E402
+from tests.support import databases  # noqa: E402
 
 SECONDS, MEMORY = 25.0, 2.0
 FILES = ("train.parquet", "val.parquet", "test.parquet", "hierarchy.json")

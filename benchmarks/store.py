@@ -22,8 +22,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from tests.stores import FakeModel  # noqa: E402
-from utils.paths import Layout  # noqa: E402
+from tests.support.stores import FakeModel  # noqa: E402
+from utils.common.paths import Layout  # noqa: E402
 from utils.store import Store  # noqa: E402
 
 REPEATS = 5

@@ -36,9 +36,9 @@ COLUMNS = (
 def expected(model_name: str, dataset: str, requests: int) -> tuple[list[str], list[str]]:
     """Texts, and the answer to each."""
     from models import model_class
-    from utils.checkpoints import find_checkpoint
-    from utils.data import load_dataset
-    from utils.paths import Layout
+    from utils.common.checkpoints import find_checkpoint
+    from utils.common.paths import Layout
+    from utils.hierarchy.dataset import load_dataset
 
     layout = Layout()
     model = model_class(model_name).from_checkpoint(find_checkpoint(layout, model_name, dataset))
@@ -64,7 +64,7 @@ def asked(system: Any, texts: list[str]) -> tuple[list[str | None], float]:
 
 def without_data(system: Any) -> tuple[int, list[str]]:
     """How many queries the dashboard has, and which of them find nothing."""
-    from utils.dashboard import panel_queries
+    from utils.export.dashboard import panel_queries
 
     file = system.folder / "grafana/provisioning/dashboards/dashboard.json"
     queries = panel_queries(json.loads(file.read_text()))
@@ -73,8 +73,8 @@ def without_data(system: Any) -> tuple[int, list[str]]:
 
 def tried(model: str, dataset: str, requests: int) -> bool:
     """Try one system and print a line of the table."""
-    from utils.deployed import deployed
-    from utils.paths import Layout
+    from tests.support.deployed import deployed
+    from utils.common.paths import Layout
 
     texts, paths = expected(model, dataset, requests)
     with deployed(Layout().bundle(model, dataset), period=5) as system:
@@ -104,7 +104,7 @@ def tried(model: str, dataset: str, requests: int) -> bool:
 @click.option("--requests", default=2000, show_default=True)
 def main(datasets: tuple[str, ...], models: tuple[str, ...], requests: int) -> None:
     """Try every exported system."""
-    from utils.deployed import why_not
+    from tests.support.deployed import why_not
 
     if reason := why_not():
         raise click.ClickException(reason)

@@ -46,8 +46,8 @@ def dataset_of(folder: Path, root: Path) -> Any:
     """A set as `adapt.py` makes it, with the split that it comes with."""
     from adapt import main as adapt
     from benchmarks.accuracy import with_split
-    from utils.data import load_dataset
-    from utils.paths import Layout
+    from utils.common.paths import Layout
+    from utils.hierarchy.dataset import load_dataset
 
     path = with_split(folder, root)
     arguments = ["flat", str(path), folder.name, "-t", "text", "-c", "classes"]
@@ -59,7 +59,7 @@ def our_model(name: str, dataset: Any) -> Any:
     """One of ours with its defaults."""
     from models import MODELS as KNOWN
     from models import model_class
-    from utils.config import load_config
+    from utils.common.config import load_config
 
     cls = model_class(name)
     file = ROOT / "hyperparameters.json"

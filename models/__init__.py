@@ -9,7 +9,7 @@ import os
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from utils.errors import unknown
+from utils.common.errors import unknown
 
 if TYPE_CHECKING:
     from models.model import Model

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from models.model_pytorch import EncoderConfig, Head
-from utils.config import key
-from utils.hierarchy import Hierarchy, Ints
+from utils.common.config import key
+from utils.hierarchy.tree import Hierarchy, Ints
 
 NONLINEARITIES: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,

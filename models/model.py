@@ -11,12 +11,16 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 
-from utils.calibration import fit_calibration, negative_log_likelihood
-from utils.checkpoints import Arrays, read_checkpoint, write_checkpoint
-from utils.confidence import Calibration
-from utils.config import ModelConfig, build_config, config_to_dict
-from utils.data import Split
-from utils.decode import (
+from utils.common.checkpoints import Arrays, read_checkpoint, write_checkpoint
+from utils.common.config import ModelConfig, build_config, config_to_dict
+from utils.common.errors import UserError
+from utils.common.files import atomic_dir, is_plain, write_json
+from utils.common.outputs import kept
+from utils.export.validation import NOTHING, Evidence, Judge
+from utils.hierarchy.calibration import fit_calibration, negative_log_likelihood
+from utils.hierarchy.confidence import Calibration
+from utils.hierarchy.dataset import Split
+from utils.hierarchy.decode import (
     Floats,
     Predictions,
     ScoreHistogram,
@@ -24,11 +28,10 @@ from utils.decode import (
     join,
     leaf_confidences,
 )
-from utils.errors import UserError
-from utils.files import atomic_dir, is_plain, write_json
-from utils.hierarchy import Hierarchy, Ints
-from utils.manifest import FILE as MANIFEST
-from utils.manifest import (
+from utils.hierarchy.metrics import evaluate
+from utils.hierarchy.tree import Hierarchy, Ints
+from utils.inference.manifest import FILE as MANIFEST
+from utils.inference.manifest import (
     FORMAT,
     OPSET,
     RUNTIMES,
@@ -38,15 +41,12 @@ from utils.manifest import (
     hashes,
     versions,
 )
-from utils.metrics import evaluate
-from utils.parity import NOTHING, Evidence, Judge
-from utils.tracking import kept
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from utils.decode import Scorer
-    from utils.scorers import FrontEnd
+    from utils.hierarchy.decode import Scorer
+    from utils.inference.scorers import FrontEnd
 
 log = logging.getLogger(__name__)
 
@@ -179,7 +179,7 @@ class Model(ABC):
 
     @abstractmethod
     def write_graph(self, folder: Path, opset: int) -> dict[str, Any]:
-        """Write model.onnx and what stands before it, for `utils.onnx_scorer.OnnxScorer`.
+        """Write model.onnx and what stands before it, for `utils.inference.onnx_scorer.OnnxScorer`.
 
         Returns
         -------
@@ -188,7 +188,7 @@ class Model(ABC):
         """
 
     def write_script(self, folder: Path) -> dict[str, Any]:
-        """Write model.torchscript and what stands before it, for `utils.torch_scorer.TorchScorer`.
+        """Write model.torchscript and what stands before it, for `TorchScorer`.
 
         Returns
         -------
@@ -273,7 +273,7 @@ class Model(ABC):
         Returns
         -------
         dict
-            Those of `utils.metrics.evaluate`, and ``nll``, the calibrated mean -log P(true
+            Those of `hierarchy.metrics.evaluate`, and ``nll``, the calibrated mean -log P(true
             path); empty without rows.
         """
         if not len(val):
@@ -482,7 +482,7 @@ class Model(ABC):
         runtime: str = RUNTIMES[0],
         monitoring: bool = False,
     ) -> None:
-        """Write the same without the parts: what `utils.classifier` and services run.
+        """Write the same without the parts: what `utils.inference.classifier` and services run.
 
         Parameters
         ----------
@@ -514,7 +514,7 @@ class Model(ABC):
                 f"--quantize {quantize} is of ONNX graphs: leave it or --runtime torch out."
             )
         entry = self.write_script(folder)
-        from utils.torch_scorer import TorchScorer
+        from utils.inference.torch_scorer import TorchScorer
 
         judge = Judge(self._score_all, self.hierarchy, self.tree, self.calibration)
         texts, name = evidence.texts(self.words()), entry["file"]
@@ -540,8 +540,8 @@ class Model(ABC):
                 f"with, to measure what it costs: {evidence.origin}. Make that dataset again, or "
                 "export without --quantize."
             )
-        from utils.onnx_scorer import OnnxScorer, open_session
-        from utils.scorers import front_end
+        from utils.inference.onnx_scorer import OnnxScorer, open_session
+        from utils.inference.scorers import front_end
 
         entry = self.write_graph(folder, opset)
         judge = Judge(self._score_all, self.hierarchy, self.tree, self.calibration)
@@ -560,7 +560,7 @@ class Model(ABC):
 
     def _quantize(self, judge: Judge, front: FrontEnd, file: Path, rows: Split) -> dict[str, Any]:
         """Replace a graph by the first of its kinds in int8 that is good enough."""
-        from utils.onnx_scorer import OnnxScorer, open_session
+        from utils.inference.onnx_scorer import OnnxScorer, open_session
 
         small, refusal = file.with_suffix(".int8"), UserError(f"{file.name} has no int8.")
         for how in self.quantized(file, small):

@@ -18,18 +18,17 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from models.model import Epoch, Model, Progress
-from utils import onnx_export, quantize
-from utils.architectures import no_larger_than
-from utils.checkpoints import TRAINING, Arrays
-from utils.config import ModelConfig, key
-from utils.data import Split
-from utils.decode import Floats
-from utils.distributed import team
-from utils.encoders import POOLINGS, Encoder, EncoderSpec, build_encoder, load_encoder
-from utils.errors import UserError
-from utils.hierarchy import Hierarchy
-from utils.tokenizer import TextTokenizer, TokenRows
-from utils.training import (
+from utils.common.checkpoints import TRAINING, Arrays
+from utils.common.config import ModelConfig, key
+from utils.common.errors import UserError
+from utils.hierarchy.dataset import Split
+from utils.hierarchy.decode import Floats
+from utils.hierarchy.tree import Hierarchy
+from utils.neural import onnx_graph, quantize
+from utils.neural.architectures import no_larger_than
+from utils.neural.distributed import team
+from utils.neural.encoders import POOLINGS, Encoder, EncoderSpec, build_encoder, load_encoder
+from utils.neural.loop import (
     Run,
     best_device,
     bf16_is_fast,
@@ -42,6 +41,7 @@ from utils.training import (
     share_of,
     training_batches,
 )
+from utils.neural.tokenizer import TextTokenizer, TokenRows
 
 log = logging.getLogger(__name__)
 
@@ -128,7 +128,7 @@ class Head(nn.Module, ABC):
 
     @abstractmethod
     def scores(self, outputs: Any) -> Tensor:
-        """Scores as `utils.decode` takes them: (batch, classes) or (batch, last-level classes)."""
+        """Scores as `decode` takes them: (batch, classes) or (batch, last-level classes)."""
 
 
 class Scoring(nn.Module):
@@ -502,13 +502,13 @@ class PyTorchModel(Model):
     def write_graph(self, folder: Path, opset: int) -> dict[str, Any]:
         """Write model.onnx and tokenizer.json."""
         network = self.network.cpu().eval()
-        onnx_export.export_whole(network, folder / "model.onnx", opset)
+        onnx_graph.export_whole(network, folder / "model.onnx", opset)
         self.network.to(best_device())
         return {"kind": "onnx", "file": "model.onnx", **self._write_front(folder)}
 
     def write_script(self, folder: Path) -> dict[str, Any]:
         """Write model.torchscript and tokenizer.json."""
-        from utils.torch_export import export_script
+        from utils.neural.torchscript import export_script
 
         network = self.network.cpu().eval()
         export_script(network, folder / "model.torchscript")
@@ -534,7 +534,7 @@ class PyTorchModel(Model):
         """Write encoder and classifier as a graph each."""
         network, names = self.network.cpu().eval(), PARTS
         files = [folder / name for name in names]
-        onnx_export.export_parts(network.encoder, network.scoring, files[0], files[1], opset)
+        onnx_graph.export_parts(network.encoder, network.scoring, files[0], files[1], opset)
         self.network.to(best_device())
         return names
 

@@ -12,16 +12,16 @@ from typing import Any, ClassVar, TypeVar
 import scipy.sparse as sp
 
 from models.model import Epoch, Model, Progress
-from utils.checkpoints import Arrays
-from utils.config import ModelConfig
-from utils.data import Split
-from utils.decode import Floats
-from utils.errors import UserError
-from utils.files import link
-from utils.hierarchy import Ints
-from utils.linear import Paths, TfidfScorer, pool
-from utils.sgd import SgdSettings
-from utils.tfidf import TfidfFeatures, TfidfSettings
+from utils.common.checkpoints import Arrays
+from utils.common.config import ModelConfig
+from utils.common.errors import UserError
+from utils.common.files import link
+from utils.hierarchy.dataset import Split
+from utils.hierarchy.decode import Floats
+from utils.hierarchy.tree import Ints
+from utils.linear.scorer import Paths, TfidfScorer, pool
+from utils.linear.sgd import SgdSettings
+from utils.linear.tfidf import TfidfFeatures, TfidfSettings
 
 VOCABULARY = "encoder/tfidf.safetensors"
 CHUNK = 1_000  # texts between two reports of progress
@@ -143,7 +143,7 @@ class SklearnModel(Model):
 
     def write_graph(self, folder: Path, opset: int) -> dict[str, Any]:
         """Write model.onnx and the vocabulary."""
-        from utils.onnx_linear import write_graph
+        from utils.linear.onnx_graph import write_graph
 
         write_graph(self.scorer, folder / "model.onnx", opset)
         return {
@@ -165,7 +165,7 @@ class SklearnModel(Model):
 
     def quantized(self, source: Path, target: Path) -> Iterator[dict[str, Any]]:
         """Write model.onnx with weights in int8."""
-        from utils.onnx_linear import opset_of, write_graph
+        from utils.linear.onnx_graph import opset_of, write_graph
 
         write_graph(self.scorer, target, opset_of(source), int8=True)
         yield {"type": "int8", "method": "weights only"}

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 
-from tests.tiny import write_tiny_dataset
-from utils.paths import Layout
+from tests.support.tiny import write_tiny_dataset
+from utils.common.paths import Layout
 
 # What runs in the background inherits that interrupts are ignored, and passes it on.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 
 from models import MODELS, model_class
-from tests.helpers_torch import tiny_encoder
-from tests.stores import tiny_model
-from tests.tiny import write_tiny_dataset
-from utils.classifier import Classifier
-from utils.confidence import LevelMap
-from utils.config import build_config
-from utils.paths import PROJECT_ROOT, Layout
+from tests.support.stores import tiny_model
+from tests.support.tiny import write_tiny_dataset
+from tests.support.tiny_encoder import tiny_encoder
+from utils.common.config import build_config
+from utils.common.paths import PROJECT_ROOT, Layout
+from utils.hierarchy.confidence import LevelMap
+from utils.inference.classifier import Classifier
 from utils.store import Store
 
 PAGES = [PROJECT_ROOT / "README.md", *sorted((PROJECT_ROOT / "docs").glob("*.md"))]

@@ -11,12 +11,12 @@ from click.testing import CliRunner, Result
 
 import evaluate
 from models import MODELS
-from tests.helpers_torch import tiny_encoder
+from tests.support.tiny import tiny_rows, write_rows
+from tests.support.tiny_encoder import tiny_encoder
 from tests.test_predict import TIME, refused, train
-from tests.tiny import tiny_rows, write_rows
-from utils.data import Split, load_dataset
-from utils.metrics import evaluate as figures
-from utils.paths import Layout
+from utils.common.paths import Layout
+from utils.hierarchy.dataset import Split, load_dataset
+from utils.hierarchy.metrics import evaluate as figures
 
 
 def run(*arguments: str, name: str = "tfidf_hsgd") -> Result:
@@ -159,5 +159,5 @@ def test_mistakes(layout: Layout, model: Any, monkeypatch: pytest.MonkeyPatch) -
     write_rows(layout, "early", texts, early)
     refused(run("--on", "early"), "'Beauty'", "where no answer may end")
     nothing = Split(texts=[], codes=load_dataset(layout, "tiny").test.codes[:0])
-    monkeypatch.setattr("utils.data.Dataset.splits", lambda _: {"test": nothing})
+    monkeypatch.setattr("utils.hierarchy.dataset.Dataset.splits", lambda _: {"test": nothing})
     refused(run(), "test split", "no rows")

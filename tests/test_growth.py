@@ -18,14 +18,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from utils.dvc import pipeline_stage
-from utils.names import tidy_name
-from utils.normalise import MOST_MARKS, normalise
-from utils.serving_feedback import KnownPaths, feedback_of
-from utils.serving_text import MAX_BYTES, Refusal, decode_body, text_of
-from utils.text import stem, stemmers, tokens
-from utils.tfidf import TfidfFeatures, TfidfSettings
-from utils.tokenizer import TextTokenizer
+from utils.common.dvc import pipeline_stage
+from utils.common.names import tidy_name
+from utils.common.normalise import MOST_MARKS, normalise
+from utils.linear.text import stem, stemmers, tokens
+from utils.linear.tfidf import TfidfFeatures, TfidfSettings
+from utils.neural.tokenizer import TextTokenizer
+from utils.serving.feedback import KnownPaths, feedback_of
+from utils.serving.requests import MAX_BYTES, Refusal, decode_body, text_of
 
 MEGABYTE = 1_000_000
 NOISE = 0.03  # seconds; below that nothing is compared
@@ -267,7 +267,7 @@ def test_packed_bodies_stop_at_the_limit() -> None:
 def test_a_tokenizer_that_looks_at_endless_words_is_refused() -> None:
     from tokenizers import Tokenizer, models
 
-    from utils.errors import UserError
+    from utils.common.errors import UserError
 
     for longest in (100, 200, 201, 10**9):
         pieces = models.WordPiece({"[UNK]": 0}, unk_token="[UNK]", max_input_chars_per_word=longest)

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from models import MODELS
-from utils.bundle import local_modules
-from utils.paths import PROJECT_ROOT
+from utils.common.paths import PROJECT_ROOT
+from utils.export.bundle import local_modules
 
 UTILS = sorted((PROJECT_ROOT / "utils").rglob("*.py"))
 MODEL_FILES = sorted((PROJECT_ROOT / "models").rglob("*.py"))
@@ -48,13 +48,13 @@ def test_utils_import_no_models_and_no_commands(path: Path) -> None:
 @pytest.mark.parametrize("path", MODEL_FILES, ids=str)
 def test_models_neither_print_nor_know_the_command_line(path: Path) -> None:
     assert not rooms(path) & {"click", "tqdm", "rich", "dvc", *(c.stem for c in COMMANDS)}
-    assert not imports(path) & {"utils.cli", "utils.dvc", "utils.paths"}
+    assert not imports(path) & {"utils.common.cli", "utils.common.dvc", "utils.common.paths"}
     assert "print(" not in re.sub(r"\w+print\(", "", path.read_text())
 
 
 @pytest.mark.parametrize("path", sorted(PROJECT_ROOT.glob("models/*/bentoml/svc_lts.py")), ids=str)
 def test_services_import_only_serving(path: Path) -> None:
-    assert {name for name in imports(path) if name != "__future__"} <= {"utils.serving"}
+    assert {name for name in imports(path) if name != "__future__"} <= {"utils.serving.service"}
 
 
 @pytest.mark.parametrize("path", UTILS + MODEL_FILES + COMMANDS, ids=str)
@@ -112,12 +112,12 @@ def test_linear_models_never_import_torch(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("left_out", "runtime"),
-    [("utils.torch_scorer", "onnxruntime"), ("utils.onnx_scorer", "torch")],
+    [("utils.inference.torch_scorer", "onnxruntime"), ("utils.inference.onnx_scorer", "torch")],
 )
 def test_what_a_bundle_copies_is_free_of_training(left_out: str, runtime: str) -> None:
     """A bundle has one of the two runtimes: the other's module is left out."""
-    found = local_modules(PROJECT_ROOT / "utils" / "serving.py", leave_out=[left_out])
-    assert "utils.classifier" in found
+    found = local_modules(PROJECT_ROOT / "utils" / "serving" / "service.py", leave_out=[left_out])
+    assert "utils.inference.classifier" in found
     assert not [name for name in found if name.startswith("models")]
     external = {name for file in found.values() for name in rooms(file)}
     assert external & {"torch", "onnxruntime"} == {runtime}

@@ -17,7 +17,7 @@ import evaluate
 import predict
 import store as store_command
 import train
-from utils.paths import Layout
+from utils.common.paths import Layout
 
 
 def run(command: Any, *arguments: str) -> Result:

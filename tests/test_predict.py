@@ -26,15 +26,15 @@ from click.testing import CliRunner, Result
 
 import predict
 from models import MODELS, model_class
-from tests.helpers_torch import tiny_encoder
-from tests.tiny import tiny_rows, write_tiny_dataset
-from utils.checkpoints import read_checkpoint, write_checkpoint
-from utils.config import build_config
-from utils.errors import UserError
-from utils.paths import PROJECT_ROOT, Layout
-from utils.predicting.pipeline import ahead, window_rows
-from utils.predicting.reading import open_rows
+from tests.support.tiny import tiny_rows, write_tiny_dataset
+from tests.support.tiny_encoder import tiny_encoder
+from utils.common.checkpoints import read_checkpoint, write_checkpoint
+from utils.common.config import build_config
+from utils.common.errors import UserError
+from utils.common.paths import PROJECT_ROOT, Layout
+from utils.inference.pipeline import ahead, window_rows
 from utils.runner import opener
+from utils.tables.stream import open_rows
 
 TIME = "2026-01-01T00:00:00"
 QUICK = "tfidf_lsgd"
@@ -612,8 +612,8 @@ def test_rows_say_how_far_they_are(tmp_path: Path) -> None:
 
 def test_the_columns_that_the_dataset_was_made_from_are_read(layout: Layout) -> None:
     from adapt import main as adapt
-    from train import Options
     from train import train as train_pair
+    from utils.training.run import Options
 
     words = ["wash" if row % 2 else "metal" for row in range(120)]
     lines = [f"item {row},{word},{word}s" for row, word in enumerate(words)]

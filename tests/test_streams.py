@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from utils.paths import PROJECT_ROOT
+from utils.common.paths import PROJECT_ROOT
 
 ADAPT = ("adapt.py", "demo", "d", "--no-dvc", "--rows", "200")
 
@@ -69,8 +69,8 @@ def test_messages_that_cannot_be_shown_end_nothing(tmp_path: Path) -> None:
 
 
 def test_answers_for_a_closed_output_are_refused(tmp_path: Path) -> None:
-    import utils.predicting.formats as formats
-    from utils.errors import UserError
+    import utils.tables.formats as formats
+    from utils.common.errors import UserError
 
     before, sys.__stdout__ = sys.__stdout__, None  # type: ignore[misc]
     try:

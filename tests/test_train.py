@@ -17,10 +17,10 @@ from click.testing import CliRunner, Result
 import export
 import train
 from models import MODELS, model_class
-from tests.tiny import tiny_rows, write_rows, write_tiny_dataset
-from utils.data import load_dataset
-from utils.metrics import evaluate
-from utils.paths import PROJECT_ROOT, Layout
+from tests.support.tiny import tiny_rows, write_rows, write_tiny_dataset
+from utils.common.paths import PROJECT_ROOT, Layout
+from utils.hierarchy.dataset import load_dataset
+from utils.hierarchy.metrics import evaluate
 
 
 def run(command: Any, *arguments: str) -> Result:

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from models.heads import NONLINEARITIES, TargetHead, log_sigmoid
 from models.model_pytorch import EncoderConfig, PyTorchModel
-from utils.config import key
+from utils.common.config import key
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from models.heads import BranchedConfig, BranchedHead
 from models.model_pytorch import EncoderConfig, PyTorchModel
-from utils.config import key
+from utils.common.config import key
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,8 +16,8 @@ from torch.nn import functional
 
 from models.heads import BranchedConfig, BranchedHead, TargetHead, TreePool, log_sigmoid
 from models.model_pytorch import EncoderConfig, PyTorchModel
-from utils.config import key
-from utils.hierarchy import Hierarchy
+from utils.common.config import key
+from utils.hierarchy.tree import Hierarchy
 
 TINY = 1e-37  # about the least positive float32 with all its digits
 STEEPEST = 10.0  # gradient that one class may send to all its leaves together

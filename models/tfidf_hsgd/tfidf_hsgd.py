@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from models.model import Progress
 from models.model_sklearn import SklearnConfig, SklearnModel
-from utils.decode import Floats
-from utils.hierarchy import Hierarchy, Ints
-from utils.linear import Paths
-from utils.sgd import Family, fit_families
+from utils.hierarchy.decode import Floats
+from utils.hierarchy.tree import Hierarchy, Ints
+from utils.linear.scorer import Paths
+from utils.linear.sgd import Family, fit_families
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,9 +9,9 @@ import scipy.sparse as sp
 
 from models.model import Progress
 from models.model_sklearn import SklearnConfig, SklearnModel
-from utils.decode import Floats
-from utils.hierarchy import Ints
-from utils.sgd import Family, fit_families
+from utils.hierarchy.decode import Floats
+from utils.hierarchy.tree import Ints
+from utils.linear.sgd import Family, fit_families
 
 
 @dataclass(frozen=True, kw_only=True)

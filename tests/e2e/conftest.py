@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from utils.deployed import container_environment, monitor_python
-from utils.paths import PROJECT_ROOT, Layout
+from tests.support.deployed import container_environment, monitor_python
+from utils.common.paths import PROJECT_ROOT, Layout
 
 
 def command(layout: Layout, *arguments: str) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.test_interruptions import mounted
-from utils.paths import PROJECT_ROOT, Layout
+from utils.common.paths import PROJECT_ROOT, Layout
 
 pytestmark = pytest.mark.slow
 

@@ -23,7 +23,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from adapt import main
-from tests.databases import (
+from tests.support.databases import (
     PASSWORD,
     PostgreSQL,
     catalogue,
@@ -33,9 +33,9 @@ from tests.databases import (
     postgresql,
     postgresql_binaries,
 )
-from utils.data import load_dataset
-from utils.paths import PROJECT_ROOT, Layout
-from utils.server import free_port
+from utils.common.paths import PROJECT_ROOT, Layout
+from utils.hierarchy.dataset import load_dataset
+from utils.serving.local_server import free_port
 
 pytestmark = pytest.mark.slow
 

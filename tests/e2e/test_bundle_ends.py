@@ -15,7 +15,7 @@ import pytest
 
 from tests.e2e.test_bundle_http import BENTOML, processes, toy, until
 from tests.e2e.test_interruptions import mounted
-from utils.server import Server, free_port, served
+from utils.serving.local_server import Server, free_port, served
 
 pytest.importorskip("ktt_bentoml_compat", reason="pip install ./packages/bentoml-py311")
 pytestmark = pytest.mark.slow

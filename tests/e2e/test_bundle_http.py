@@ -21,8 +21,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from utils.bundle import write_bundle
-from utils.server import Server, served
+from utils.export.bundle import write_bundle
+from utils.serving.local_server import Server, served
 
 pytest.importorskip("ktt_bentoml_compat", reason="pip install ./packages/bentoml-py311")
 pytestmark = pytest.mark.slow
@@ -39,7 +39,7 @@ def toy(folder: Path) -> Path:
     (folder / "classifier" / "root.txt").write_text("Wurzelgemüse", encoding="utf-8")
     return write_bundle(
         folder / "inference",
-        service_file=ROOT / "tests" / "toy_service.py",
+        service_file=ROOT / "tests" / "support" / "toy_service.py",
         classifier=folder / "classifier",
     )
 

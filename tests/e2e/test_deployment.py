@@ -19,11 +19,11 @@ import yaml
 
 from models import model_class
 from models.model import Model
-from utils.checkpoints import find_checkpoint
-from utils.dashboard import ALERTS, panel_queries
-from utils.data import Split, load_dataset
-from utils.deployed import SERVICES, Containers, Deployed, deployed, settings_of, why_not
-from utils.paths import Layout
+from tests.support.deployed import SERVICES, Containers, Deployed, deployed, settings_of, why_not
+from utils.common.checkpoints import find_checkpoint
+from utils.common.paths import Layout
+from utils.export.dashboard import ALERTS, panel_queries
+from utils.hierarchy.dataset import Split, load_dataset
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 MODELS = os.environ.get("KTT_DEPLOY_MODELS", "tfidf_hsgd").split(",")

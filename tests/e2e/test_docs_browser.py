@@ -17,9 +17,9 @@ import pytest
 from flask import Flask
 from werkzeug.serving import make_server
 
-from utils.server import free_port
-from utils.serving_openapi import document
-from utils.serving_routes import add_docs
+from utils.serving.local_server import free_port
+from utils.serving.openapi import document
+from utils.serving.routes import add_docs
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser")
 

@@ -16,13 +16,13 @@ from pathlib import Path
 import pytest
 
 from models import MODELS
-from tests.helpers_torch import tiny_encoder
-from tests.tiny import tiny_rows, write_rows
-from utils.checkpoints import BUSY, read_checkpoint
-from utils.files import TEMPORARY_PREFIX
-from utils.paths import PROJECT_ROOT, Layout
+from tests.support.tiny import tiny_rows, write_rows
+from tests.support.tiny_encoder import tiny_encoder
+from utils.common.checkpoints import BUSY, read_checkpoint
+from utils.common.files import TEMPORARY_PREFIX
+from utils.common.paths import PROJECT_ROOT, Layout
 from utils.store.changes import LOCK
-from utils.tracking import read_events
+from utils.training.tensorboard import read_events
 
 pytestmark = pytest.mark.slow
 

@@ -21,10 +21,10 @@ from typing import Any
 import pytest
 
 from models import MODELS, model_class
-from utils.checkpoints import find_checkpoint
-from utils.data import load_dataset
-from utils.paths import PROJECT_ROOT, Layout
-from utils.server import Server, served
+from utils.common.checkpoints import find_checkpoint
+from utils.common.paths import PROJECT_ROOT, Layout
+from utils.hierarchy.dataset import load_dataset
+from utils.serving.local_server import Server, served
 
 pytestmark = pytest.mark.slow
 

@@ -32,9 +32,17 @@ from hypothesis import strategies as st
 from monitor_performance import classification, forecast, probabilities
 from monitor_window import Labelled
 from monitor_wire import Columns
-from tests.monitoring import FEATURES, Traffic, body_of, hierarchy, scores_of, tree, write_folder
-from utils.paths import PROJECT_ROOT
-from utils.server import Reply, Server, free_port
+from tests.support.monitoring import (
+    FEATURES,
+    Traffic,
+    body_of,
+    hierarchy,
+    scores_of,
+    tree,
+    write_folder,
+)
+from utils.common.paths import PROJECT_ROOT
+from utils.serving.local_server import Reply, Server, free_port
 
 pytestmark = pytest.mark.slow
 

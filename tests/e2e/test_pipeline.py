@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from utils.files import write_json
-from utils.paths import PROJECT_ROOT, Layout
+from utils.common.files import write_json
+from utils.common.paths import PROJECT_ROOT, Layout
 
 GIT = shutil.which("git")
 

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.helpers_torch import tiny_encoder
-from tests.tiny import tiny_rows, write_rows
-from utils.checkpoints import read_checkpoint, runs
-from utils.paths import PROJECT_ROOT, Layout
-from utils.server import free_port
+from tests.support.tiny import tiny_rows, write_rows
+from tests.support.tiny_encoder import tiny_encoder
+from utils.common.checkpoints import read_checkpoint, runs
+from utils.common.paths import PROJECT_ROOT, Layout
+from utils.serving.local_server import free_port
 
 pytestmark = pytest.mark.slow
 

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.test_report import EVIL, answered, drawn
-from tests.tiny import columns_of
-from utils.hierarchy import Hierarchy
+from tests.support.tiny import columns_of
+from tests.training.test_report import EVIL, answered, drawn
+from utils.hierarchy.tree import Hierarchy
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser")
 

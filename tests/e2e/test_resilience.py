@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 
 from benchmarks.drift import with_typos
-from utils.data import load_dataset
-from utils.deployed import OUTAGES, Deployed, deployed, outage, why_not
-from utils.paths import Layout
-from utils.serving_monitor import Settings
-from utils.steady import NO_ANSWER, Outcome, Steady, Texts, quantile
+from tests.support.deployed import OUTAGES, Deployed, deployed, outage, why_not
+from tests.support.steady import NO_ANSWER, Outcome, Steady, Texts, quantile
+from utils.common.paths import Layout
+from utils.hierarchy.dataset import load_dataset
+from utils.serving.monitor_client import Settings
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 log = logging.getLogger(__name__)

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from tests.runner_models import FragileOpener
-from utils.paths import PROJECT_ROOT
+from tests.support.runner_models import FragileOpener
+from utils.common.paths import PROJECT_ROOT
 from utils.runner import Runner, Signature, WorkerDied
 
 pytestmark = pytest.mark.slow
@@ -26,7 +26,7 @@ PATIENCE = 60.0
 START = """
 import sys, threading, time
 from pathlib import Path
-from tests.runner_models import FragileOpener
+from tests.support.runner_models import FragileOpener
 from utils.runner import Runner, RunnerClosed, Signature, WorkerDied
 
 def ask():

@@ -16,10 +16,10 @@ from typing import Any
 
 import pytest
 
-from tests.stores import FakeModel
-from utils.checkpoints import HIDDEN, read_checkpoint
-from utils.files import TEMPORARY_PREFIX
-from utils.paths import PROJECT_ROOT, Layout
+from tests.support.stores import FakeModel
+from utils.common.checkpoints import HIDDEN, read_checkpoint
+from utils.common.files import TEMPORARY_PREFIX
+from utils.common.paths import PROJECT_ROOT, Layout
 from utils.store import Store
 
 pytestmark = pytest.mark.slow
@@ -34,8 +34,8 @@ PATIENCE = 120.0
 WORKER = """
 import random, sys, time
 from pathlib import Path
-from tests.stores import FakeModel
-from utils.errors import UserError
+from tests.support.stores import FakeModel
+from utils.common.errors import UserError
 from utils.store import Store
 
 kind, number, seconds, given, size, least = sys.argv[1:]
@@ -78,8 +78,8 @@ while time.monotonic() < end or done < int(least):
 STEPS = """
 import os, signal, sys
 from pathlib import Path
-from tests.stores import FakeModel
-from utils.paths import Layout
+from tests.support.stores import FakeModel
+from utils.common.paths import Layout
 from utils.store import Store
 
 kind, tag, archive, *roots = sys.argv[1:]

@@ -12,10 +12,10 @@ from urllib.request import Request, urlopen
 
 import pytest
 
-from tests.s3 import BUCKET, CREDENTIALS, s3_server
-from tests.stores import FakeModel, files_below, fill
-from utils.errors import UserError
-from utils.paths import Layout
+from tests.support.s3 import BUCKET, CREDENTIALS, s3_server
+from tests.support.stores import FakeModel, files_below, fill
+from utils.common.errors import UserError
+from utils.common.paths import Layout
 from utils.store import Store
 
 pytestmark = pytest.mark.slow

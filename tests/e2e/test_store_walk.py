@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from tests.s3 import BUCKET, CREDENTIALS, s3_server
-from tests.stores import tiny_model
-from utils.paths import PROJECT_ROOT, Layout
+from tests.support.s3 import BUCKET, CREDENTIALS, s3_server
+from tests.support.stores import tiny_model
+from utils.common.paths import PROJECT_ROOT, Layout
 from utils.store import Store
 
 pytestmark = pytest.mark.slow

@@ -1,1 +1,1 @@
-"""From a table of texts and labels to an intermediate dataset."""
+"""From tables and databases to datasets: labels, parents, splits and a report."""

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from utils.adapters.columns import UNIT, encoded, is_list, joined_columns, joined_lists, strings
-from utils.errors import UserError
-from utils.names import tidy_name, visible
+from utils.common.errors import UserError
+from utils.common.names import tidy_name, visible
+from utils.tables.columns import UNIT, encoded, is_list, joined_columns, joined_lists, strings
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from utils.adapters.pipeline import AdaptOptions, Columns, Provenance, adapt_table, check_target
-from utils.errors import UserError
-from utils.paths import Layout
+from utils.common.errors import UserError
+from utils.common.paths import Layout
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from utils.adapters.given import expand, path_columns
-from utils.adapters.kinds import TEXT_KINDS
 from utils.adapters.lookup import Lookup, looked_up
 from utils.adapters.pipeline import (
     AdaptOptions,
@@ -19,18 +18,12 @@ from utils.adapters.pipeline import (
     recipe_of,
     with_renames,
 )
-from utils.adapters.reading import (
-    SHOWN_LINES,
-    Batch,
-    Reader,
-    ReadOptions,
-    open_reader,
-    select_column,
-    select_columns,
-)
-from utils.adapters.sources import SourceFile, known_encoding, open_source
-from utils.errors import UserError
-from utils.paths import Layout, given_path
+from utils.common.errors import UserError
+from utils.common.paths import Layout, given_path
+from utils.tables.batches import SHOWN_LINES, Batch, Reader, ReadOptions
+from utils.tables.kinds import TEXT_KINDS
+from utils.tables.reading import open_reader, select_column, select_columns
+from utils.tables.source_files import SourceFile, known_encoding, open_source
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from urllib.parse import unquote
 
-from utils.adapters.kinds import KINDS
-from utils.adapters.unpacking import ENDINGS
-from utils.errors import UserError
-from utils.paths import given_path
+from utils.common.errors import UserError
+from utils.common.paths import given_path
+from utils.tables.kinds import KINDS
+from utils.tables.unpacking import ENDINGS
 
 FILE_COLUMN = "file"
 _NO_VALUE = "__HIVE_DEFAULT_PARTITION__"

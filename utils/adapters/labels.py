@@ -24,8 +24,8 @@ from utils.adapters.several import (
     whole,
     without_beginnings,
 )  # fmt: skip
-from utils.errors import UserError
-from utils.names import tidy_name
+from utils.common.errors import UserError
+from utils.common.names import tidy_name
 
 if TYPE_CHECKING:
     import pyarrow as pa

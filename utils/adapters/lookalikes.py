@@ -7,10 +7,10 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
-from utils.errors import UserError
-from utils.hierarchy import Hierarchy
-from utils.names import tidy_name
-from utils.normalise import normalise
+from utils.common.errors import UserError
+from utils.common.names import tidy_name
+from utils.common.normalise import normalise
+from utils.hierarchy.tree import Hierarchy
 
 _SHOWN = 3
 _ENTITY = re.compile(r"&(?:#[0-9]{1,7}|#[xX][0-9a-fA-F]{1,6}|[A-Za-z][A-Za-z0-9]{1,31});")

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from utils.adapters.columns import is_list, strings
-from utils.adapters.reading import ReadOptions, open_reader, select_column
-from utils.adapters.sources import open_source
-from utils.errors import UserError
-from utils.paths import given_path
+from utils.common.errors import UserError
+from utils.common.paths import given_path
+from utils.tables.batches import ReadOptions
+from utils.tables.columns import is_list, strings
+from utils.tables.reading import open_reader, select_column
+from utils.tables.source_files import open_source
 
 if TYPE_CHECKING:
     import pyarrow as pa

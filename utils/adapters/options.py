@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from utils import cli
+from utils.common import cli
 
 GROUPS = {
     "text": "What to take", "classes": "What to take", "depth": "What to take",

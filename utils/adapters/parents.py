@@ -7,11 +7,12 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from utils.adapters.columns import UNIT, is_list, joined_columns, joined_lists, strings
-from utils.adapters.reading import ReadOptions, open_reader
-from utils.adapters.sources import SourceFile, decode, open_source
-from utils.errors import UserError
-from utils.names import tidy_name
+from utils.common.errors import UserError
+from utils.common.names import tidy_name
+from utils.tables.batches import ReadOptions
+from utils.tables.columns import UNIT, is_list, joined_columns, joined_lists, strings
+from utils.tables.reading import open_reader
+from utils.tables.source_files import SourceFile, decode, open_source
 
 Paths = list[tuple[str, ...]]
 

@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from utils import dvc
 from utils.adapters.drops import Drops, drop_rest, drop_unusable, repeated_rows, vanished_note
 from utils.adapters.labels import LabelOptions, Labels, labels_of
 from utils.adapters.report import build_report
 from utils.adapters.splitting import TRAIN, VAL, Ratios, random_split
-from utils.data import HIERARCHY, REPORT, SPLITS, write_dataset
-from utils.errors import UserError
-from utils.files import read_json
-from utils.hierarchy import Hierarchy, Ints
-from utils.paths import Layout, given_path
+from utils.common import dvc
+from utils.common.errors import UserError
+from utils.common.files import read_json
+from utils.common.paths import Layout, given_path
+from utils.hierarchy.dataset import HIERARCHY, REPORT, SPLITS, write_dataset
+from utils.hierarchy.tree import Hierarchy, Ints
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -206,7 +206,7 @@ def adapt_table(
     UserError
         No row or only one class is left, the delimiter is wrong, …
     """
-    from utils.adapters.columns import encoded, refuse_nested, texts_of
+    from utils.tables.columns import encoded, refuse_nested, texts_of
 
     replaced = check_target(layout, name, source.recipe, options)
     refuse_nested(table)
@@ -271,7 +271,7 @@ def _drop_rows(
 
 def _given_split(table: pa.Table, column: str | None) -> tuple[NDArray[np.int64] | None, list[str]]:
     """Side of each row from a column, -1 where it names none."""
-    from utils.adapters.columns import encoded, strings
+    from utils.tables.columns import encoded, strings
 
     if column is None:
         return None, []

@@ -7,11 +7,12 @@ from pathlib import Path as FilePath
 from typing import TypeAlias
 
 from utils.adapters.cells import MAX_DEPTH, Path
-from utils.adapters.columns import strings, without_nulls
-from utils.adapters.reading import ReadOptions, open_reader
-from utils.adapters.sources import open_source
-from utils.errors import UserError
-from utils.names import tidy_name
+from utils.common.errors import UserError
+from utils.common.names import tidy_name
+from utils.tables.batches import ReadOptions
+from utils.tables.columns import strings, without_nulls
+from utils.tables.reading import open_reader
+from utils.tables.source_files import open_source
 
 Renames: TypeAlias = Mapping[Path, Path]
 _SEPARATOR = " > "

@@ -9,8 +9,8 @@ import numpy as np
 
 from utils.adapters.drops import REASONS, Drops
 from utils.adapters.lookalikes import lookalike_notes
-from utils.cli import counted
-from utils.hierarchy import Hierarchy, Ints
+from utils.common.cli import counted
+from utils.hierarchy.tree import Hierarchy, Ints
 
 FORMAT = 1
 

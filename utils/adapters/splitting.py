@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from utils.errors import UserError
+from utils.common.errors import UserError
 
 Ints = NDArray[np.int64]
 TRAIN, VAL, TEST = 0, 1, 2

@@ -16,12 +16,12 @@ from utils.adapters.pipeline import (
     recipe_of,
     with_renames,
 )
-from utils.adapters.reading import select_columns
 from utils.adapters.sql_classes import ClassTree, class_tree, labels_by_id
 from utils.adapters.sql_config import SqlColumns, SqlConfig, load_sql_config
 from utils.adapters.sql_connect import Session, open_session, read_query
-from utils.errors import UserError
-from utils.paths import Layout
+from utils.common.errors import UserError
+from utils.common.paths import Layout
+from utils.tables.reading import select_columns
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from utils.adapters.arrow_types import uuid_texts
-from utils.adapters.columns import encoded, strings
 from utils.adapters.labels import EMPTY, ORPHAN, LabelOptions, Labels, labels_of
 from utils.adapters.several import JOIN
-from utils.errors import UserError
-from utils.names import tidy_name
+from utils.common.errors import UserError
+from utils.common.names import tidy_name
+from utils.tables.arrow_types import uuid_texts
+from utils.tables.columns import encoded, strings
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, quote_plus
 
-from utils.errors import UserError
-from utils.files import read_json
-from utils.paths import given_path
+from utils.common.errors import UserError
+from utils.common.files import read_json
+from utils.common.paths import given_path
 
 EXAMPLE = "docs/adapter_sql.json"
 HIDDEN = "***"

@@ -13,10 +13,10 @@ from textwrap import shorten
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import quote
 
-from utils.adapters.reading import to_array
 from utils.adapters.sql_classes import text_of_bytes
 from utils.adapters.sql_config import Connection
-from utils.errors import UserError
+from utils.common.errors import UserError
+from utils.tables.batches import to_array
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -9,16 +9,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
-from utils.errors import UserError, unknown
+from utils.common.errors import UserError, unknown
 from utils.runner.batches import Arguments
 from utils.runner.calls import AwaitedCall, Call, RunnerClosed
 from utils.runner.dispatch import Dispatcher
 from utils.runner.requests import array_request, text_request
 from utils.runner.signatures import CALL, Signature
-from utils.runner.team import Counts, Team, start_team
+from utils.runner.threads import Counts, Team, start_team
 
 if TYPE_CHECKING:
-    from utils.predicting.pipeline import Source
+    from utils.inference.pipeline import Source
 
 _Kind = TypeVar("_Kind", bound=Call)
 
@@ -70,7 +70,7 @@ class Runner:
     name
         What it is called in messages.
     open_source
-        Loads the model: a `utils.predicting.pipeline.Source`, or anything with the methods that
+        Loads the model: a `utils.inference.pipeline.Source`, or anything with the methods that
         the signatures name. Picklable if there are workers.
     signatures
         The methods by name.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from utils.errors import UserError, unknown
+from utils.common.errors import UserError, unknown
 
 CALL = "__call__"
 """The method that `Runner.run` calls."""

@@ -12,7 +12,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
-from utils.errors import UserError
+from utils.common.errors import UserError
 
 THREADS = ("KTT_THREADS", "OMP_NUM_THREADS")
 """What ONNX Runtime's sessions, and PyTorch, are told their threads by."""
@@ -34,7 +34,7 @@ def work(
     Sends once what the model is (None if it is no classifier of texts), then for each
     (method, arguments) the result in a tuple; or an exception in the place of either.
     """
-    from utils.runner.engines import about
+    from utils.runner.methods import about
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the runner's business
     for variable in THREADS:
@@ -53,7 +53,7 @@ def work(
 
 
 def _open(open_source: Callable[[], Any], name: str, methods: list[str]) -> Any:
-    from utils.runner.engines import check_methods, model_of
+    from utils.runner.methods import check_methods, model_of
 
     model = model_of(open_source())
     check_methods(model, name, methods)
@@ -62,7 +62,7 @@ def _open(open_source: Callable[[], Any], name: str, methods: list[str]) -> Any:
 
 def _answer(model: Any, method: str, arguments: Any) -> Any:
     """The message with a result, or with what came instead."""
-    from utils.runner.engines import invoke
+    from utils.runner.methods import invoke
 
     try:
         return ForkingPickler.dumps((invoke(model, method, arguments),))

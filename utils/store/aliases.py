@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from utils.errors import UserError
-from utils.files import is_plain, read_json, write_json
+from utils.common.errors import UserError
+from utils.common.files import is_plain, read_json, write_json
 
 FILE = "aliases.json"
 

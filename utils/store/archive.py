@@ -23,9 +23,9 @@ from io import BufferedReader
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
-from utils.errors import UserError
-from utils.files import is_device
-from utils.paths import checked_name
+from utils.common.errors import UserError
+from utils.common.files import is_device
+from utils.common.paths import checked_name
 from utils.store.tags import Tag
 
 ENDING = ".kttmodel"

@@ -14,10 +14,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from utils.checkpoints import GONE, HIDDEN, Run
-from utils.errors import UserError
-from utils.files import TEMPORARY_PREFIX, explained, lock, move_in, remove_all
-from utils.paths import Layout
+from utils.common.checkpoints import GONE, HIDDEN, Run
+from utils.common.errors import UserError
+from utils.common.files import TEMPORARY_PREFIX, explained, lock, move_in, remove_all
+from utils.common.paths import Layout
 
 LOCK = ".store.lock"
 

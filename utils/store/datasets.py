@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from utils.data import dataset_files, fingerprint
-from utils.paths import Layout
+from utils.common.paths import Layout
+from utils.hierarchy.dataset import dataset_files, fingerprint
 from utils.store.entries import Entry
 from utils.store.tags import Tag
 

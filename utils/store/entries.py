@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from utils import dvc
-from utils.checkpoints import Run
-from utils.paths import Layout
+from utils.common import dvc
+from utils.common.checkpoints import Run
+from utils.common.paths import Layout
+from utils.common.registry import model_class
 from utils.store.info import Info
 from utils.store.objects import Objects
-from utils.store.registry import model_class
 from utils.store.tags import Tag
 
 if TYPE_CHECKING:

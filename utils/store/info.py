@@ -12,11 +12,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from utils.checkpoints import Run, checkpoint_meta
-from utils.errors import UserError
-from utils.files import is_plain, read_json
-from utils.manifest import versions
-from utils.paths import PROJECT_ROOT
+from utils.common.checkpoints import Run, checkpoint_meta
+from utils.common.errors import UserError
+from utils.common.files import is_plain, read_json
+from utils.common.paths import PROJECT_ROOT
+from utils.inference.manifest import versions
 
 FORMAT = 1
 BY = "leaf_accuracy"

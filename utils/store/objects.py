@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from utils.errors import UserError
-from utils.paths import checked_name
+from utils.common.errors import UserError
+from utils.common.paths import checked_name
 
 KINDS = "text, bytes, NumPy arrays and JSON values"
 

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from utils.errors import UserError, unknown
-from utils.files import atomic_path, read_json, scratch
-from utils.paths import Layout, given_path
+from utils.common.errors import UserError, unknown
+from utils.common.files import atomic_path, read_json, scratch
+from utils.common.paths import Layout, given_path
 from utils.store.archive import read_file
 
 if TYPE_CHECKING:

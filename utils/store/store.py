@@ -10,15 +10,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from utils import dvc
-from utils.checkpoints import Run, checkpoint_meta, held, new_run, runs, trained_pairs
-from utils.errors import UserError, unknown
-from utils.files import read_json, scratch, staging, write_json
-from utils.paths import Layout
+from utils.common import dvc
+from utils.common.checkpoints import Run, checkpoint_meta, held, new_run, runs, trained_pairs
+from utils.common.errors import UserError, unknown
+from utils.common.files import read_json, scratch, staging, write_json
+from utils.common.paths import Layout
 from utils.store import archive, remotes
 from utils.store.aliases import known_aliases, read_aliases, write_aliases
 from utils.store.changes import locked, publish, remove
-from utils.store.choosing import Entries, parse_filter, resolved, sorted_by
 from utils.store.entries import Comparison, Entry, compare
 from utils.store.info import (
     BY,
@@ -30,9 +29,9 @@ from utils.store.info import (
     surroundings,
 )
 from utils.store.objects import write_objects
+from utils.store.remote_runs import Shelf
 from utils.store.remotes import Place
-from utils.store.saying import check_mappings, check_methods, check_model, merged, said
-from utils.store.shelf import Shelf
+from utils.store.selection import Entries, parse_filter, resolved, sorted_by
 from utils.store.tags import (
     BEST,
     Tag,
@@ -40,7 +39,8 @@ from utils.store.tags import (
     checked_version,
     parse_tag,
 )
-from utils.store.travelling import archived, verified
+from utils.store.transfer import archived, verified
+from utils.store.user_info import check_mappings, check_methods, check_model, merged, said
 
 
 class Store:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from utils.checkpoints import runs
-from utils.errors import UserError
-from utils.paths import Layout, checked_name
-from utils.store.registry import model_names
+from utils.common.checkpoints import runs
+from utils.common.errors import UserError
+from utils.common.paths import Layout, checked_name
+from utils.common.registry import model_names
 
 LATEST, BEST = "latest", "best"
 _TIME = re.compile(r"\d{4}-\d\d-\d\d(T.*)?")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from utils.serving import TextClassifierService
+from utils.serving.service import TextClassifierService
 
 
 class DB_BHCN_AWX(TextClassifierService):

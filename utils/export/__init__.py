@@ -1,0 +1,1 @@
+"""What an export writes and checks: bundles, whole systems, dashboards, new models."""

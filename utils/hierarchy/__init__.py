@@ -1,0 +1,1 @@
+"""The class tree, datasets over it, decoding of scores, metrics and calibration."""

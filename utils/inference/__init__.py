@@ -1,0 +1,1 @@
+"""Trained classifiers at work: from texts to scores, answers and tables of answers."""

@@ -1,0 +1,1 @@
+"""TF-IDF features, linear classifiers over them, and their ONNX graphs."""

@@ -1,0 +1,1 @@
+"""Text encoders, the training loop, several processes, and the exported graphs."""

@@ -1,0 +1,1 @@
+"""Training runs: start, resume, finish; report, metrics files, TensorBoard events."""
