@@ -26,7 +26,7 @@ import pytest
 from utils.common.errors import UserError
 from utils.inference.classifier import Observed
 from utils.serving import monitor_client
-from utils.serving.connection import monitor_address, monitor_token
+from utils.serving.connection import Connection, monitor_address, monitor_token
 from utils.serving.monitor_client import Reporter, Settings, rows_body
 
 LABELS = ["A", "A > B", 'C "quoted" 100%', "D > é\\n"]
@@ -338,14 +338,39 @@ def test_refused_rows_are_counted_and_not_sent_again(monitor: Monitor, make: Mak
     assert ids(monitor) == list(range(30, 40))
 
 
-def test_rows_whose_sending_took_too_long_are_sent_again(monitor: Monitor, make: Make) -> None:
+@pytest.mark.parametrize("status", [408, 429, 503])
+def test_rows_that_cannot_be_taken_now_are_sent_again(
+    monitor: Monitor, make: Make, status: int
+) -> None:
     reporter, tally = make(monitor.port)
-    monitor.status = 408
+    monitor.status = status
     offer(reporter, 3)
     until(lambda: monitor.requests > 2)
     assert not tally.counts
     monitor.status = 200
     until(lambda: tally.counts == {ROWS_SENT: 30})
+
+
+@pytest.mark.parametrize("drop", [b"H", b"HTTP/1.1 100 Continue\r\n\r\n"])
+def test_an_answer_that_comes_in_drops_has_an_end(drop: bytes) -> None:
+    """Each drop comes in time, and there is always another."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def drip() -> None:
+            client, _ = server.accept()
+            with client, contextlib.suppress(OSError):
+                for _ in range(500):
+                    client.sendall(drop)
+                    time.sleep(0.02)
+
+        thread = threading.Thread(target=drip, daemon=True)
+        thread.start()
+        connection = Connection(("127.0.0.1", server.getsockname()[1]), timeout=0.2, token="")
+        started = time.monotonic()
+        with pytest.raises((OSError, http.client.HTTPException)):
+            connection.post("/iterate", b"{}")
+        assert time.monotonic() - started < 5  # of the 10 s that it drips
+        thread.join()
 
 
 def test_offering_takes_no_time_while_it_hangs(monitor: Monitor, make: Make) -> None:

@@ -7,7 +7,9 @@ import http.client
 import ipaddress
 import os
 import re
-from collections.abc import Mapping
+import socket
+import threading
+from collections.abc import Iterator, Mapping
 
 from utils.common.errors import UserError
 
@@ -15,6 +17,7 @@ HOST, PORT = "EVIDENTLY_HOST", "EVIDENTLY_PORT"
 TOKEN = "KTT_MONITOR_TOKEN"
 DEFAULT_ADDRESS = ("localhost", 5001)
 ANSWER_BYTES = 65_536
+WHOLE = 3
 
 _HOST_NAME = re.compile(r"(?=.{1,253}$)\w([\w-]{0,61}\w)?(\.\w([\w-]{0,61}\w)?)*\.?", re.ASCII)
 _STALE = (http.client.RemoteDisconnected, ConnectionResetError, BrokenPipeError)
@@ -65,7 +68,14 @@ def _is_address(host: str) -> bool:
 
 
 class Connection:
-    """A connection that is kept for the next request, and opened anew when that does not do."""
+    """A connection that is kept for the next request, and opened anew when that does not do.
+
+    Parameters
+    ----------
+    timeout
+        Seconds for each step of a request, and `WHOLE` times as many for all of it, however often
+        something of its answer comes.
+    """
 
     def __init__(self, address: tuple[str, int], timeout: float, token: str) -> None:
         self._connection = http.client.HTTPConnection(*address, timeout=timeout)
@@ -102,15 +112,41 @@ class Connection:
 
     def _post(self, path: str, body: bytes) -> int:
         try:
-            self._connection.request("POST", path, body, self._headers)
-            answer = self._connection.getresponse()
-            answer.read(ANSWER_BYTES)
+            if self._connection.sock is None:
+                self._connection.connect()
+            with self._deadline():
+                self._connection.request("POST", path, body, self._headers)
+                answer = self._connection.getresponse()
+                answer.read(ANSWER_BYTES)
         except BaseException:
             self.close()
             raise
         if not answer.isclosed():
             self.close()
         return answer.status
+
+    @contextlib.contextmanager
+    def _deadline(self) -> Iterator[None]:
+        """End an exchange that takes too long, as one whose answer comes in drops does."""
+        expired, sock = threading.Event(), self._connection.sock
+
+        def end() -> None:
+            expired.set()
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+
+        timer = threading.Timer(WHOLE * self._connection.timeout, end)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        except (OSError, http.client.HTTPException):
+            if not expired.is_set():
+                raise
+        finally:
+            timer.cancel()
+        if expired.is_set():
+            raise TimeoutError("The exchange took too long.")
 
     def close(self) -> None:
         """Close it; the next request opens it again."""

@@ -37,6 +37,8 @@ ROWS, FEEDBACK = "rows", "feedback"
 SENT, DROPPED, REFUSED = "sent", "dropped", "refused"
 BODY_VALUES = 1_000_000  # some 11 MB; the monitor takes 16 MiB
 
+PASSING = {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS}
+"""Refusals that say nothing about what was sent: it is sent again."""
 _HINTS: dict[int, str] = {
     HTTPStatus.UNAUTHORIZED: f" (is {TOKEN} the same here and there?)",
     HTTPStatus.FORBIDDEN: f" (set {TOKEN} here and there)",
@@ -299,7 +301,7 @@ class Reporter:
         if 200 <= status < 300:
             self._tell("")
             return self._landed(SENT, items)
-        if 400 <= status < 500 and status != HTTPStatus.REQUEST_TIMEOUT:
+        if 400 <= status < 500 and status not in PASSING:
             hint = _HINTS.get(status, "")
             self._tell(f"refuses {kind} with status {status}{hint}: they are not sent again")
             return self._landed(REFUSED, items)
