@@ -79,13 +79,14 @@ class Connection:
 
     def __init__(self, address: tuple[str, int], timeout: float, token: str) -> None:
         self._connection = http.client.HTTPConnection(*address, timeout=timeout)
+        self._timeout = timeout
         self._headers = {"Content-Type": "application/json"}
         if token:
             self._headers["Authorization"] = f"Bearer {token}"
 
     def set_timeout(self, timeout: float) -> None:
         """Change the time-out of what follows."""
-        self._connection.timeout = timeout
+        self._connection.timeout = self._timeout = timeout
         if self._connection.sock is not None:
             self._connection.sock.settimeout(timeout)
 
@@ -135,7 +136,7 @@ class Connection:
             with contextlib.suppress(OSError):
                 sock.shutdown(socket.SHUT_RDWR)
 
-        timer = threading.Timer(WHOLE * self._connection.timeout, end)
+        timer = threading.Timer(WHOLE * self._timeout, end)
         timer.daemon = True
         timer.start()
         try:
