@@ -129,14 +129,14 @@ def test_the_search_for_escapes_is_linear() -> None:
     def cost(count: int) -> float:
         data = b't,c\n"' + b'\\""a,"\\"' * count + b'x","' * count
         times = []
-        for _ in range(3):
-            start = time.perf_counter()
+        for _ in range(5):
+            start = time.process_time()
             escape_signs(data, ",", '"')
             without_escapes(data, '"')
-            times.append(time.perf_counter() - start)
+            times.append(time.process_time() - start)
         return min(times)
 
-    assert cost(4_000_000) < 6 * cost(1_000_000)
+    assert cost(2_000_000) < 6 * cost(500_000)
 
 
 @pytest.mark.parametrize("mark", ["", "\ufeff"])
