@@ -91,13 +91,13 @@ def test_reading_a_list_is_linear(pieces: str) -> None:
     def seconds(count: int) -> float:
         best = float("inf")
         for _ in range(3):
-            start = time.perf_counter()
+            start = time.process_time()
             labels_of(
                 pa.table({"c": ["{a,b}", "{x" + pieces * count + "y}"]}),
                 ["c"],
                 LabelOptions(depth=3),
             )
-            best = min(best, time.perf_counter() - start)
+            best = min(best, time.process_time() - start)
         return best
 
     assert seconds(120_000) < 6 * max(seconds(30_000), 0.01)
