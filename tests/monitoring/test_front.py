@@ -18,7 +18,7 @@ from monitor_front import PIECE, Front, Limits
 
 BRIEF = Limits(idle=0.5, request=0.5, answer=0.5, parting=0.2, body=200_000, chunks=500)
 LARGE = b"x" * 20_000_000
-SOON = 1.0  # seconds within which others are answered
+SOON = 3.0  # seconds within which others are answered
 
 
 class Application:
