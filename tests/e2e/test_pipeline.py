@@ -185,10 +185,10 @@ def test_the_pipelines_pair_by_hand(clone: Clone) -> None:
 def test_by_hand_with_a_remote(tmp_path: Path) -> None:
     clone = clone_to(tmp_path)
     pair = ("-m", "tfidf_lsgd", "-d", "shop")
-    clone.ran("python", "adapt.py", "demo", "shop", "--rows", "150")
+    clone.ran("python", "adapt.py", "demo", "shop", "--rows", "300")
     assert clone.changed() == set()  # a clone tracks nothing before DVC is used in it
     clone.ran("dvc", "remote", "add", "--local", "--default", "there", str(tmp_path / "remote"))
-    clone.ran("python", "adapt.py", "demo", "shop", "--rows", "150")
+    clone.ran("python", "adapt.py", "demo", "shop", "--rows", "300")
     clone.ran("python", "train.py", *pair, "-r")
     clone.ran("python", "export.py", *pair, "--onnx", "--monitoring")
     pointers = clone.changed()
