@@ -71,7 +71,10 @@ def predict(layout: Layout, model: str, dataset: str, file: Path, options: dict[
         column=options["column"], min_confidence=options["min_confidence"], top=options["top"]
     )
     written = ReadOptions(
-        sep=options["sep"], encoding=options["encoding"], header_row=options["header_row"]
+        sep=options["sep"],
+        encoding=options["encoding"],
+        quote=options["quote"],
+        header_row=options["header_row"],
     )
     path, text = None if file == STANDARD else given_path(file), options["text"] or ()
     trained = text_columns(layout, model, dataset, options["time"])
@@ -134,6 +137,9 @@ EPILOG = """Examples:
     help="Of the input.  [default: its ending; jsonl for standard input]",
 )  # fmt: skip
 @click.option("--sep", help="Column separator of a CSV input, such as ';'.")
+@click.option(
+    "--quote", default='"', help="Quote character of a CSV input; '' for none.  [default: \"]"
+)
 @click.option(
     "--encoding",
     help="Of a text input, such as cp1252.  [default: UTF-8, or UTF-16 and UTF-32 by their marks]",

@@ -23,6 +23,7 @@ from utils.tables.batches import ReadOptions
 from utils.tables.columns import texts_of
 from utils.tables.dialect import without_escapes
 from utils.tables.formats import Unescaped
+from utils.tables.quotes import WellQuoted, joined_lines
 from utils.tables.reading import open_reader as adapt_reader
 from utils.tables.source_files import open_source
 from utils.tables.stream import open_rows
@@ -241,3 +242,51 @@ def test_columns_of_numbers_join_a_text_as_in_adapt(kind: str, tmp_path: Path) -
         found = [text for chunk in table.chunks(2) for text in chunk.texts]
     assert found == learned.to_pylist()
     assert found[0].startswith("red\n1999\n")
+
+
+STRAY = {
+    "closed by another": ('x,"a\n2,b\n"3" pipe,c\nx,d\n', 2, 3),
+    "behind a quoted cell": ('"two\nlines","a\nb,c\nd "e" f\nx,d\n', 3, 3),
+    "never closed": ('x,d\nx,"a\ny,b\nz,c\n', 3, 3),
+    "never closed in a quoted table": ('"x","d"\n"x","a\n"y""",""b""\n', 3, 2),
+}
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("above", [0, 3])
+@pytest.mark.parametrize("case", STRAY)
+def test_stray_quotes_that_join_lines_end_the_run(
+    case: str, above: int, end: str, tmp_path: Path
+) -> None:
+    rows, line, count = STRAY[case]
+    text = '"A title, 5" wide\n' * above + "text,b\n" + rows
+    (tmp_path / "t.csv").write_text(text.replace("\n", end), newline="")
+    row = above + 1 if above else None
+    with pytest.raises(UserError) as caught:
+        texts(tmp_path / "t.csv", header_row=row)
+    assert f"line {line + above}: a stray quote joins {count} lines" in caught.value.message
+    data = (tmp_path / "t.csv").read_bytes()
+    assert joined_lines(data, ",", '"', above) == {line + above: count}
+    lines = [line for line in rows.splitlines() if line.count(",") == 1]
+    if len(lines) == rows.count("\n"):
+        plain = texts(tmp_path / "t.csv", header_row=row, quote="")
+        assert plain == [line.split(",")[0] for line in lines]
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 64])
+def test_quotes_are_paired_across_blocks(size: int) -> None:
+    class Slow(io.BytesIO):
+        def read1(self, _: int | None = -1) -> bytes:
+            return self.read(size)
+
+    cells = ['a "q",\r\n"\n5"\n', '"', "\n", 'x\r\n""y', "", 'so 5" wide'] * 5
+    table = csv_of(cells) + '5" pipe,7"\r\n'
+
+    def read(data: bytes) -> bytes:
+        stream: Any = Slow(data)
+        options: Any = {"sep": ",", "quote": '"', "skipped": 0, "name": "t.csv"}
+        return io.BufferedReader(WellQuoted(stream, **options)).read()
+
+    assert read(table.encode()) == table.encode()
+    with pytest.raises(UserError, match="joins 2 lines to one row"):
+        read((table + 'x,"a\r\n"b",c\r\n' + table).encode())

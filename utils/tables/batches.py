@@ -53,6 +53,8 @@ class ReadOptions:
             other = "--lines" if self.lines else "--no-header"
             raise UserError(f"--header-row and {other} exclude each other.")
         checked_line(self.header_row)
+        if self.quote in ("\r", "\n") or self.quote[1:] or not self.quote.isascii():
+            raise UserError(f"--quote {self.quote!r} is not one ASCII character, nor empty.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,11 +13,11 @@ from utils.tables.dialect import (  # fmt: skip
     STAND_IN,
     dialect_of,
     escape_signs,
-    joined_lines,
     without_escapes,
 )
 from utils.tables.headers import header_hint, repeated_note, without_headers
 from utils.tables.kinds import refuse_page
+from utils.tables.quotes import REMEDY, joined_lines
 from utils.tables.source_files import Decoded, SourceFile, decode
 
 if TYPE_CHECKING:
@@ -36,8 +36,6 @@ class CsvReader(Reader):
     def __init__(self, source: SourceFile, options: ReadOptions, hints: Sequence[str]) -> None:
         self._path = source.path
         self._options = options
-        if len(options.quote.encode()) > 1:
-            raise UserError(f"--quote {options.quote!r} is not one ASCII character, nor empty.")
         self._text = decode(source, options.encoding)
         refuse_page(source.path, self._text.data[:_PAGE_HEAD])
         self._dialect = dialect_of(self._text.data, options, hints)
@@ -85,14 +83,14 @@ class CsvReader(Reader):
         """Say where a stray quote opened a cell that another one, lines below, closed."""
         if data.count(b"\n") <= self._dialect.skipped + 1 + rows:
             return ()  # no cell has several lines
-        places = joined_lines(data, self._dialect.sep, self._options.quote)
+        places = joined_lines(data, self._dialect.sep, self._options.quote, self._dialect.skipped)
         if not places:
             return ()
         line, count = next(iter(places.items()))
         return (
-            f"stray quotes joined {sum(places.values()):,} lines to {len(places):,} rows, the "
-            f"first {count:,} from line {line:,} on: mend them, or add --quote '' where quotes "
-            "are ordinary characters",
+            f"stray quotes joined {sum(places.values()):,} lines to {len(places):,} "
+            f"row{'s'[: len(places) - 1]}, the first {count:,} from line {line:,} on: mend them, or "
+            f"add --quote '' {REMEDY}",
         )
 
     def _parse(self, data: bytes, wanted: Sequence[str]) -> tuple[pa.Table, list[InvalidRow]]:

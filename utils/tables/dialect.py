@@ -13,6 +13,7 @@ from io import StringIO
 from utils.common.errors import UserError
 from utils.tables.batches import ReadOptions
 from utils.tables.headers import matches
+from utils.tables.quotes import start_of_line
 
 SEPARATORS = (",", "\t", ";", "|", "^", "~", "\x01")
 STAND_IN = "\x1e"
@@ -26,7 +27,6 @@ _DECLARED = re.compile(
     re.IGNORECASE,
 )
 _NO_TEXT = b"\xff"  # UTF-8 has no such byte
-_LINE_END = re.compile(rb"\r\n|\r|\n")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,17 +83,6 @@ def declared_separator(data: bytes) -> str | None:
     if not found:
         return None
     return found[1].decode("utf-8", "replace").replace("\\t", "\t")
-
-
-def start_of_line(data: bytes, number: int) -> int:
-    """Where a line begins; lines are counted from 0."""
-    start = 0
-    for _ in range(number):
-        end = _LINE_END.search(data, start)
-        if end is None:
-            return len(data)
-        start = end.end()
-    return start
 
 
 def separator(given: str, quote: str = '"') -> str:
@@ -169,52 +158,18 @@ def has_escapes(head: bytes, sep: str, quote: str) -> bool:
     doubt = escape_signs(head, sep, quote)
     if doubt != POSSIBLE:
         return doubt == CERTAIN
-    return _rows_that_fit(without_escapes(head, quote), sep) > _rows_that_fit(head, sep)
+    plain = without_escapes(head, quote)
+    return _rows_that_fit(plain, sep, quote) > _rows_that_fit(head, sep, quote)
 
 
-def _rows_that_fit(head: bytes, sep: str) -> int:
+def _rows_that_fit(head: bytes, sep: str, quote: str) -> int:
     """Rows as wide as the first one."""
-    reader = csv.reader(StringIO(head.decode("utf-8", "replace"), newline=""), delimiter=sep)
+    text = StringIO(head.decode("utf-8", "replace"), newline="")
+    reader = csv.reader(text, delimiter=sep, quotechar=quote)
     widths: list[int] = []
     with suppress(csv.Error):  # a cell beyond csv's limit
         widths.extend(len(row) for row in reader if row)
     return widths.count(widths[0]) if widths else 0
-
-
-def joined_lines(data: bytes, sep: str, quote: str) -> dict[int, int]:
-    """Find cells of several lines behind whose last quote the cell goes on, as none is written.
-
-    Returns
-    -------
-    dict
-        How many lines the row has, by its first line.
-    """
-    if not quote or _is_well_quoted(data, sep, quote):
-        return {}
-    text = data.decode("utf-8", "replace")
-    if len(sep.encode()) > 1:
-        text, sep = text.replace(sep, STAND_IN), STAND_IN
-    reader = csv.reader(StringIO(text, newline=""), delimiter=sep, quotechar=quote, strict=True)
-    found: dict[int, int] = {}
-    while True:
-        before = reader.line_num
-        try:
-            next(reader)
-        except StopIteration:
-            return found
-        except csv.Error as error:
-            if reader.line_num > before + 1 and "expected after" in str(error):
-                found[before + 1] = reader.line_num - before
-
-
-def _is_well_quoted(data: bytes, sep: str, quote: str) -> bool:
-    """Whether quotes stand at the edges of cells or in pairs; whole columns of bytes at once."""
-    import numpy as np
-
-    view = np.frombuffer(b"\n" + data + b"\n", dtype=np.uint8)
-    quotes = np.flatnonzero(view == ord(quote))
-    edges = np.isin(np.arange(256), [10, 13, ord(quote), *sep.encode()])
-    return bool(edges[view[quotes[::2] - 1]].all() and edges[view[quotes[1::2] + 1]].all())
 
 
 def without_escapes(data: bytes, quote: str) -> bytes:

@@ -114,8 +114,8 @@ class Recoded(io.RawIOBase):
 class Unescaped(io.RawIOBase):
     """A text table whose quotes are doubled where they had a backslash before them."""
 
-    def __init__(self, stream: IO[bytes]) -> None:
-        self._stream = stream
+    def __init__(self, stream: IO[bytes], quote: str = '"') -> None:
+        self._stream, self._quote = stream, quote
         self._kept = b""  # a backslash whose next character is still to be read
         self._rest = memoryview(b"")
         self._ended = False
@@ -132,15 +132,15 @@ class Unescaped(io.RawIOBase):
             data = self._kept + read
             odd = (len(data) - len(data.rstrip(b"\\"))) % 2 and not self._ended
             self._kept = b"\\" if odd else b""
-            self._rest = memoryview(without_escapes(data[:-1] if odd else data, '"'))
+            self._rest = memoryview(without_escapes(data[:-1] if odd else data, self._quote))
         size = min(len(buffer), len(self._rest))
         buffer[:size], self._rest = self._rest[:size], self._rest[size:]
         return size
 
 
-def unescaped(source: Input) -> Input:
+def unescaped(source: Input, quote: str) -> Input:
     """The same text table with doubled quotes in the place of backslashes and quotes."""
-    stream = io.BufferedReader(Unescaped(source.stream), BUFFER)
+    stream = io.BufferedReader(Unescaped(source.stream, quote), BUFFER)
     return replace(source, stream=cast(IO[bytes], stream))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import itertools
 import json
 import re
@@ -12,7 +13,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, cast
 
 from utils.common.errors import UserError
 from utils.tables.arrow_types import plain_table
@@ -21,6 +22,7 @@ from utils.tables.columns import refuse_nested, texts_of
 from utils.tables.dialect import declared_separator, dialect_of, has_escapes
 from utils.tables.formats import BUFFER, SEPARATORS, Input, as_utf8, open_input, peeked, unescaped
 from utils.tables.headers import header_hint
+from utils.tables.quotes import WellQuoted
 from utils.tables.rows import BLOCK, TEXT_COLUMNS, WINDOW_BYTES, Chunk, Rows, TableRows, explained
 
 if TYPE_CHECKING:
@@ -62,9 +64,11 @@ class CsvRows(TableRows):
         declared = declared_separator(self._head)
         self._separator = options.sep or declared or separator
         self._skipped = options.header_row - 1 if options.header_row else int(declared is not None)
-        self._escaped = has_escapes(self._head, self._separator, '"')
+        self._escaped = has_escapes(self._head, self._separator, options.quote)
         if self._escaped:
-            self.source = unescaped(source)
+            self.source = unescaped(source, options.quote)
+        if options.quote:
+            self.source = self._well_quoted()
         self._broken: InvalidRow | None = None
         with explained(self, "a table"):
             self._reader = self._open()
@@ -82,6 +86,18 @@ class CsvRows(TableRows):
             self.text = self.choose(self.columns)
         except UserError as error:
             raise UserError(f"{error.message} {self._hint()}") from error
+
+    def _well_quoted(self) -> Input:
+        """The same table, checked for stray quotes as it is read."""
+        checked = WellQuoted(
+            self.source.stream,
+            sep=self._separator,
+            quote=self._options.quote,
+            skipped=self._skipped,
+            name=self.name,
+        )
+        stream = io.BufferedReader(checked, BUFFER)
+        return dataclasses.replace(self.source, stream=cast(IO[bytes], stream))
 
     def _hint(self) -> str:
         """Say which of the first lines seems to be the header."""
@@ -102,7 +118,8 @@ class CsvRows(TableRows):
             read_options=csv.ReadOptions(block_size=BLOCK, skip_rows=self._skipped),
             parse_options=csv.ParseOptions(
                 delimiter=self._separator,
-                newlines_in_values=True,
+                quote_char=self._options.quote or False,
+                newlines_in_values=bool(self._options.quote),
                 invalid_row_handler=self._remember,
             ),
             convert_options=csv.ConvertOptions(
@@ -130,7 +147,7 @@ class CsvRows(TableRows):
         lines = [line.encode() for line in row.splitlines()]
         with open_input(self.source.path) as again:
             decoded = as_utf8(again, self._options.encoding)
-            stream = (unescaped(decoded) if self._escaped else decoded).stream
+            stream = (unescaped(decoded, self._options.quote) if self._escaped else decoded).stream
             window: deque[bytes] = deque(maxlen=len(lines))
             for number, line in enumerate(stream, 1):
                 window.append(line.rstrip(b"\r\n"))
@@ -323,6 +340,8 @@ def open_rows(
     options = options or ReadOptions()
     if kind not in SEPARATORS and options.header_row:
         raise UserError(f"--header-row is for csv and tsv files; this is {kind}.")
+    if kind not in SEPARATORS and options.quote != ReadOptions.quote:
+        raise UserError(f"--quote is for csv and tsv files; this is {kind}.")
     if kind == "parquet" and options.encoding:
         raise UserError("--encoding is for text files; this is parquet.")
     with open_input(path) as source:
