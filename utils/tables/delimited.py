@@ -87,10 +87,10 @@ class CsvReader(Reader):
         if not places:
             return ()
         line, count = next(iter(places.items()))
+        rows_made = "1 row" if len(places) == 1 else f"{len(places):,} rows"
         return (
-            f"stray quotes joined {sum(places.values()):,} lines to {len(places):,} "
-            f"row{'s'[: len(places) - 1]}, the first {count:,} from line {line:,} on: mend them, or "
-            f"add --quote '' {REMEDY}",
+            f"stray quotes joined {sum(places.values()):,} lines to {rows_made}, the first "
+            f"{count:,} from line {line:,} on: mend them, or add --quote '' {REMEDY}",
         )
 
     def _parse(self, data: bytes, wanted: Sequence[str]) -> tuple[pa.Table, list[InvalidRow]]:
