@@ -558,8 +558,7 @@ def test_a_frozen_monitor_goes_on_where_it_stood(make: Make) -> None:
         until(lambda: tally.counts == {ROWS_SENT: 10})
         os.kill(process.pid, signal.SIGSTOP)
         offer(reporter, 5)
-        time.sleep(0.8)
-        assert tally.queued == 50
+        until(lambda: tally.queued == 50)
         os.kill(process.pid, signal.SIGCONT)
         until(lambda: tally.counts == {ROWS_SENT: 60})
         process.stdin.write("rows\n")
