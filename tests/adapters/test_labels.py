@@ -418,3 +418,46 @@ def test_cost_grows_with_the_labels(
         return min(times)
 
     assert cost(20_000) < 6 * max(cost(5_000), 0.002)
+
+
+BETWEEN = [" && ", " & ", " and ", "<br>", "<br />", "\t", " · ", " • "]
+
+
+@pytest.mark.parametrize("between", BETWEEN)
+def test_paths_are_divided_whatever_stands_between_them(between: str) -> None:
+    cells = ["Home > Light", "Home > Seats > Chairs", "Toys > Cars and vans", "Art > Oil & ink"]
+    paths = [tuple(cell.split(" > ")) for cell in cells]
+    pairs = [between.join(pair) for pair in itertools.pairwise(cells)]
+    found = paths_of([*cells, *pairs], delimiter=" > ", several_paths="repeat")
+    assert sorted(found) == sorted([*paths, *paths[:-1], *paths[1:]])
+
+
+@pytest.mark.parametrize("between", [*BETWEEN, " #"])
+def test_sets_are_divided_whatever_stands_between_their_names(between: str) -> None:
+    names = [f"{'#' * between.endswith('#')}{name}" for name in ("red", "big", "old")]
+    cells = [*names, *(between.strip("#").join(pair) for pair in itertools.permutations(names, 2))]
+    found = paths_of(cells, several_paths="repeat")
+    assert sorted(found) == sorted((name,) for name in names for _ in range(5))
+
+
+def test_names_made_up_of_others_are_noted(layout: Layout, tmp_path: Path) -> None:
+    rows = [f"t {i},{('cat', 'dog', 'cat;dog', 'R & D', 'a;b')[i % 5]},x" for i in range(50)]
+    (tmp_path / "t.csv").write_text("\n".join(["text,a,b", *rows]))
+    for columns in ("a", "a,b"):
+        result = flat(str(tmp_path / "t.csv"), "d", "-t", "text", "-c", columns, "--force")
+        assert result.exit_code == 0
+        assert "1 names of level 1, such as 'cat;dog', are made up of other names" in " ".join(
+            result.output.split()
+        )
+
+
+def test_all_names_that_say_nothing_are_in_the_option(layout: Layout, tmp_path: Path) -> None:
+    names = ("A", "B", "N/A", "none", "-", "?", "NULL", "label")
+    rows = [f"t {i},{names[i % 8]}" for i in range(80)]
+    (tmp_path / "t.csv").write_text("\n".join(["text,label", *rows]))
+    command = (str(tmp_path / "t.csv"), "d", "-t", "text", "-c", "label", "--force")
+    assert flat(*command).exit_code == 0
+    (note,) = [note for note in report_of(layout)["notes"] if "--missing" in note]
+    given = note.split("--missing ")[1].split("'")[1]
+    assert flat(*command, "--missing", given).exit_code == 0
+    assert report_of(layout)["rows"]["kept"] == 20

@@ -290,3 +290,9 @@ def test_quotes_are_paired_across_blocks(size: int) -> None:
     assert read(table.encode()) == table.encode()
     with pytest.raises(UserError, match="joins 2 lines to one row"):
         read((table + 'x,"a\r\n"b",c\r\n' + table).encode())
+
+
+def test_a_quote_that_separates_columns_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text(csv_of(TEXTS))
+    with pytest.raises(UserError, match="--quote ',' separates the columns"):
+        texts(tmp_path / "t.csv", quote=",")

@@ -87,12 +87,12 @@ def _one_string(column: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def _tidied_labels(labels: Iterable[Label]) -> list[Label]:
-    """Tidy the names of all labels, line by line: line breaks may separate paths."""
+    """Tidy the names of all labels, line by line: line breaks and tabs may separate paths."""
     tidy: dict[str, str] = {}
 
     def tidied(name: str) -> str:
         if name not in tidy:
-            lines = map(tidy_name, name.splitlines())
+            lines = map(tidy_name, name.replace("\t", "\n").splitlines())
             tidy[name] = "\n".join(filter(None, lines))
         return tidy[name]
 

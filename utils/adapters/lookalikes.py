@@ -142,7 +142,7 @@ def missing_note(rows: Mapping[str, int], columns: Collection[str]) -> list[str]
     shown = _some([f"{name!r} ({rows[name]:,} rows)" for name in found])
     return [
         f"classes that look like missing values: {shown}. "
-        f"--missing {','.join(found[:_SHOWN])!r} makes such cells empty"
+        f"--missing {','.join(found)!r} makes such cells empty"
     ]
 
 

@@ -18,9 +18,10 @@ from utils.adapters.cells import Label, Path
 
 CHOICES = ("refuse", "first", "repeat", "drop", "join")
 REFUSE, FIRST, REPEAT, DROP, JOIN = CHOICES
-_SEPARATORS = ("\n", ";", "|", ",", "/", "+")
-_UNUSUAL = _SEPARATORS[:3]  # in names of classes
-_NUMBERS = re.compile(r"[\d ]*")
+_UNUSUAL = ("\n", ";", "|", "<br>", "<br/>", "<br />", "•", "·")  # in names of classes
+_SEPARATORS = (*_UNUSUAL, ",", "/", "+", "&", " and ")
+_SPACED = re.compile(r"[\d ]*|[#@]\S+(?: +[#@]\S+)*")
+"""Labels in which a space separates: numbers and tags."""
 _FEWEST_CELLS = 3
 
 
@@ -42,14 +43,16 @@ def split_labels(
         Labels of several values have several paths, none of which is the beginning of another.
     """
     if one_string:
-        return [without_beginnings(one) for one in one_line(_split_strings(labels))], []
+        strings = _split_strings(labels)
+        return [without_beginnings(one) for one in one_line(strings)], _lists(strings)
     divided = one_line(_split_at_separators(labels, delimiter) if delimiter else labels)
     paths = {whole(label[0]) for label in divided if len(label) == 1}
     found, doubtful = _restarts({path for path in paths if path and all(path)})
+    notes = _lists(divided) if levels else []
     if levels:
         found, doubtful = {}, {*doubtful, *found}
     divided = [found.get(whole(label[0]), label) if len(label) == 1 else label for label in divided]
-    return [without_beginnings(label) for label in divided], _doubts(doubtful)
+    return [without_beginnings(label) for label in divided], [*_doubts(doubtful), *notes]
 
 
 def one_line(labels: Iterable[Label]) -> list[Label]:
@@ -91,10 +94,31 @@ def _doubts(paths: Collection[Path]) -> list[str]:
     ]
 
 
+def _lists(labels: Iterable[Label]) -> list[str]:
+    """Note names that others make up, with a separator between them."""
+    paths = {whole(label[0]) for label in labels if len(label) == 1}
+    notes = []
+    for level, names in enumerate(itertools.zip_longest(*sorted(paths), fillvalue=""), 1):
+        known = {*names} - {""}
+        lists = sorted(name for name in known if _is_list(name, known))
+        if lists:
+            notes.append(
+                f"{len(lists):,} names of level {level}, such as {lists[0]!r}, are made up of "
+                "other names of this level: each is taken as one name"
+            )
+    return notes
+
+
+def _is_list(name: str, known: Collection[str]) -> bool:
+    """Whether a separator divides a name into several known ones."""
+    parts = (_parts(name, separator) for separator in _SEPARATORS if separator in name)
+    return any(len(found) > 1 and all(part in known for part in found) for found in parts)
+
+
 def _split_strings(labels: Sequence[Label]) -> list[Label]:
     """Divide flat labels at the separator at which they make sets, if there is one."""
-    numbers = all(not label or _NUMBERS.fullmatch(label[0][0]) for label in labels)
-    for separator in (*_SEPARATORS, " ") if numbers else _SEPARATORS:
+    spaced = all(not label or _SPACED.fullmatch(label[0][0]) for label in labels)
+    for separator in (*_SEPARATORS, " ") if spaced else _SEPARATORS:
         lists = [_parts(label[0][0], separator) if label else () for label in labels]
         several = {parts for parts in lists if len(parts) > 1}
         if len(several) >= _FEWEST_CELLS and _are_sets({*filter(None, lists)}):
@@ -128,15 +152,22 @@ def _split_at_separators(labels: Sequence[Label], delimiter: str) -> list[Label]
 def _separated(
     path: Path, separator: str, roots: Collection[str], known: Collection[Path]
 ) -> Label:
-    """Divide one path, if each piece is known or goes on from a root."""
+    """Divide one path before roots, if each piece is known or goes on from a root.
+
+    Before anything else the separator belongs to a name.
+    """
     if not any(separator in name for name in path):
         return (path,)
     pieces: list[list[str]] = [[]]
     for name in path:
         first, *others = name.split(separator)
-        pieces[-1].append(first.strip())
-        pieces.extend([other.strip()] for other in others)
-    paths = tuple(tuple(piece) for piece in pieces if any(piece))
+        pieces[-1].append(first)
+        for other in filter(str.strip, others):
+            if other.strip() in roots:
+                pieces.append([other])
+            else:
+                pieces[-1][-1] += separator + other
+    paths = tuple(tuple(map(str.strip, piece)) for piece in pieces if "".join(piece).strip())
     sure = all(one in known or (len(one) > 1 and one[0] in roots) for one in paths)
     return paths if paths and sure else (path,)
 

@@ -63,6 +63,8 @@ class CsvRows(TableRows):
         self._head = peeked(source).removeprefix(_BOM.encode())
         declared = declared_separator(self._head)
         self._separator = options.sep or declared or separator
+        if self._separator == options.quote:
+            raise UserError(f"--quote {options.quote!r} separates the columns of {self.name}.")
         self._skipped = options.header_row - 1 if options.header_row else int(declared is not None)
         self._escaped = has_escapes(self._head, self._separator, options.quote)
         if self._escaped:
